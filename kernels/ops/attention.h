@@ -1,0 +1,86 @@
+// Multi-head latent attention (MLA) over a paged cache of latents.
+//
+// The cache holds one row per token and layer: kv_lora_rank elements of the normed latent c, then
+// rope_dim elements of the rotated shared key k_pe. Pages are kPageTokens rows. Which pages hold a
+// sequence, and in which order, says its row of `page_table`.
+// RoPE rotates interleaved pairs (x[2i], x[2i+1]), as the checkpoints are laid out.
+//
+// Threads, ownership and errors as in kernels/ops/linear.h.
+// Source: deepseek-ai/DeepSeek-V3 inference/model.py, class MLA (absorbed form: attn_impl
+// "absorb").
+#pragma once
+
+#include "absl/status/status.h"
+#include "kernels/base/tensor_view.h"
+#include "kernels/ops/stream.h"
+
+namespace sluice {
+
+inline constexpr int kPageTokens = 64;
+
+// Dimensions of one attention layer as this rank sees it.
+struct MlaDims {
+  int num_heads = 0;  // of this rank
+  int nope_dim = 0;   // qk_nope_head_dim
+  int rope_dim = 0;   // qk_rope_head_dim
+  int v_dim = 0;      // v_head_dim
+  int kv_lora_rank = 0;
+  int kv_dim() const { return kv_lora_rank + rope_dim; }
+  int q_dim() const { return nope_dim + rope_dim; }
+};
+
+// Rotates the rope part of q in place; norms the latent, rotates k_pe, and writes both to the
+// cache.
+struct MlaCacheWriteParams {
+  MlaDims dims;
+  TensorView q;        // f32 [T, num_heads * q_dim]: per head nope_dim, then rope_dim; in place
+  TensorView kv_a;     // f32 [T, kv_dim]: latent before its norm, then k_pe before rotation
+  TensorView kv_norm;  // f32 [kv_lora_rank]
+  float eps = 1e-6f;
+  TensorView cos_sin;    // f32 [positions_max, rope_dim]: rope_dim / 2 cosines, then as many sines
+  TensorView positions;  // i32 [T]
+  TensorView kv_rows;    // i32 [T]: page * kPageTokens + offset of each token; -1 writes nothing
+  TensorView cache;      // f32 or bf16 [num_pages, kPageTokens, kv_dim]
+};
+
+// Absorbed: every head attends over the latents themselves.
+//   qa[h] = W_UK[h]^T q_nope[h];  score = scale * (qa . c + q_pe . k_pe);  ctx[h] = sum softmax *
+//   c; out[h] = W_UV[h] ctx[h]
+// Token t attends to positions 0 .. positions[t] of its sequence, all already in the cache. Its
+// result depends on those rows alone: not on the other tokens of the call, nor on which pages hold
+// the rows.
+struct MlaAbsorbedParams {
+  MlaDims dims;
+  TensorView q;      // f32 [T, num_heads * q_dim], rotated
+  WeightView kv_b;   //     [num_heads * (nope_dim + v_dim), kv_lora_rank]: per head W_UK, then W_UV
+  TensorView cache;  // f32 or bf16 [num_pages, kPageTokens, kv_dim]
+  TensorView page_table;    // i32 [num_seqs, pages_per_seq_max]
+  TensorView seq_of_token;  // i32 [T]: row of page_table
+  TensorView positions;     // i32 [T]
+  float scale = 1.0f;       // softmax scale, YaRN's mscale^2 included
+  TensorView out;           // f32 [T, num_heads * v_dim]
+};
+
+// Unabsorbed, for prompts: keys and values of every head are made from the latents, for one
+// sequence. Query i stands at position first_position + i; positions 0 .. first_position + T - 1
+// are in the cache.
+struct MlaPromptParams {
+  MlaDims dims;
+  TensorView q;      // f32 [T, num_heads * q_dim], rotated
+  WeightView kv_b;   // as above
+  TensorView cache;  // as above
+  TensorView pages;  // i32 [pages_per_seq_max]: the page_table row of this sequence
+  int64_t first_position = 0;
+  float scale = 1.0f;
+  TensorView out;  // f32 [T, num_heads * v_dim]
+};
+
+class AttentionOps {
+ public:
+  virtual ~AttentionOps() = default;
+  virtual absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId stream) = 0;
+  virtual absl::Status MlaAbsorbed(const MlaAbsorbedParams& params, StreamId stream) = 0;
+  virtual absl::Status MlaPrompt(const MlaPromptParams& params, StreamId stream) = 0;
+};
+
+}  // namespace sluice

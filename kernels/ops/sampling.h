@@ -1,0 +1,75 @@
+// From logits to tokens, on the device: logits never leave it.
+//
+// One row per sampled position. In this order:
+//   1. logprobs asked for are log_softmax of the raw logits (before everything below, also at
+//      temperature 0);
+//   2. logit_bias is added; tokens in `banned` become minus infinity (stop tokens while fewer than
+//      min_tokens were made);
+//   3. repetition penalty on every token of the prompt or the output (positive logits divided,
+//      others multiplied), then frequency * count and presence for tokens of the output;
+//   4. temperature 0: the largest logit, ties to the lowest id. Otherwise logits / temperature;
+//   5. min_p: tokens whose probability is under min_p times the largest are dropped; then top_k;
+//   then
+//      top_p: the smallest set, from the most probable down (ties: lowest id first), whose
+//      probability reaches top_p of what is left; at least one token always stays;
+//   6. the token with the largest logit / temperature + Gumbel noise. The noise of a token is a
+//   pure
+//      function of (seed, position, token id): neither the batch, nor the backend, nor what
+//      happened before matters. Sums of probabilities are made in fixed point, so their order does
+//      not matter.
+// Threads, ownership and errors as in kernels/ops/linear.h.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "kernels/base/tensor_view.h"
+#include "kernels/ops/stream.h"
+
+namespace sluice {
+
+// What one row wants. Plain data; an array of these lies on the device.
+struct SamplingRow {
+  float temperature = 1.0f;
+  float top_p = 1.0f;               // 1: off
+  float min_p = 0.0f;               // 0: off
+  int32_t top_k = 0;                // 0: off
+  float repetition_penalty = 1.0f;  // 1: off
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  uint64_t seed = 0;
+  int32_t position = 0;    // index of this token among the outputs of its request: 0, 1, …
+  int32_t slot = 0;        // row of tokens_by_slot and of the two count tables
+  int32_t bias_begin = 0;  // logit_bias entries [bias_begin, bias_end)
+  int32_t bias_end = 0;
+  int32_t banned_begin = 0;  // banned tokens [banned_begin, banned_end)
+  int32_t banned_end = 0;
+  int32_t num_logprobs = -1;  // -1: none asked for; 0: of the sampled token; n: and of the n best
+  // Adds the sampled token to output_counts[slot], when penalties are on for this request.
+  bool counts_tokens = false;
+};
+
+struct SampleParams {
+  TensorView logits;                  // f32 [R, vocab]; overwritten
+  const SamplingRow* rows = nullptr;  // [R], on the device
+  TensorView bias_ids;                // i32 [B]
+  TensorView bias_values;             // f32 [B]
+  TensorView banned_ids;              // i32 [N]
+  // Per request slot: 1 where the prompt holds the token; how often the output holds it. Rows of
+  // requests without penalties are neither read nor written. No data when no request has penalties.
+  TensorView prompt_mask;     // u8  [slots, vocab]
+  TensorView output_counts;   // i32 [slots, vocab]
+  TensorView tokens;          // i32 [R]
+  TensorView tokens_by_slot;  // i32 [slots]: the sampled token is also written to [slot]
+  TensorView logprobs;        // f32 [R]: of the sampled token, for rows that ask
+  TensorView top_ids;         // i32 [R, top_max]: most probable first, ties: lowest id first
+  TensorView top_logprobs;    // f32 [R, top_max]
+};
+
+class SamplingOps {
+ public:
+  virtual ~SamplingOps() = default;
+  virtual absl::Status Sample(const SampleParams& params, StreamId stream) = 0;
+};
+
+}  // namespace sluice
