@@ -17,10 +17,11 @@ bool TensorView::empty() const { return rank == 0 || dims[0] * row_elements() ==
 
 int64_t TensorView::row_elements() const { return dims[1] * dims[2] * dims[3]; }
 
-TensorView TensorView::Prefix(int64_t count) const {
-  TensorView prefix = *this;
-  prefix.dims[0] = count;
-  return prefix;
+TensorView TensorView::Slice(int64_t begin, int64_t count) const {
+  TensorView slice = *this;
+  slice.data = static_cast<char*>(data) + begin * row_stride * DTypeBytes(dtype);
+  slice.dims[0] = count;
+  return slice;
 }
 
 WeightView WeightView::RowSlice(int64_t begin, int64_t count) const {

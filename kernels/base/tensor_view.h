@@ -39,7 +39,9 @@ struct TensorView {
   }
 
   // The first `count` entries of dimension 0.
-  TensorView Prefix(int64_t count) const;
+  TensorView Prefix(int64_t count) const { return Slice(0, count); }
+  // Entries [begin, begin + count) of dimension 0.
+  TensorView Slice(int64_t begin, int64_t count) const;
 };
 
 // A weight matrix [rows = outputs N, cols = inputs K] as checkpoints store it, perhaps a slice of a

@@ -1,0 +1,125 @@
+// The model: from token ids to logits, over the ops of one backend.
+//
+// Holds the KV cache, the activations' memory and views of the weights; runs one batch at a time. A
+// batch is flat: the tokens of all sequences one after the other. Written once for every backend;
+// all sizes come from ModelConfig.
+//
+// Threads: one call at a time.
+// Source: deepseek-ai/DeepSeek-V3 inference/model.py (Transformer, Block, MLA, MoE); facts that
+// trap re-implementers are listed in tests/golden/README.md.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/ops/backend.h"
+#include "services/engine/step_tap.h"
+#include "services/engine/workspace.h"
+#include "services/model/model_config.h"
+#include "services/model/weights.h"
+
+namespace sluice::engine {
+
+// What memory is sized for.
+struct ForwardLimits {
+  int64_t tokens_max = 0;     // of one step
+  int64_t samples_max = 0;    // rows of logits of one step
+  int64_t positions_max = 0;  // of one sequence
+  int64_t num_pages = 0;
+  DType kv_dtype = DType::kF32;  // kF32 or kBF16
+};
+
+// A step's tokens. Tensors lie on the device; counts are known to the host.
+struct ForwardBatch {
+  // Tokens [0, num_absorbed) use absorbed attention; the prompts' tokens follow, each prompt in one
+  // piece.
+  struct Prompt {
+    int64_t token_begin = 0;
+    int64_t num_tokens = 0;
+    int64_t seq = 0;  // row of page_table
+    int64_t first_position = 0;
+  };
+  int64_t num_tokens = 0;
+  int64_t num_absorbed = 0;
+  absl::Span<const Prompt> prompts;
+  int64_t num_samples = 0;
+
+  TensorView ids;             // i32 [num_tokens]; negative: see EmbedParams
+  TensorView tokens_by_slot;  // i32 [slots]
+  TensorView resolved_ids;    // i32 [num_tokens], written
+  TensorView positions;       // i32 [num_tokens]
+  TensorView kv_rows;         // i32 [num_tokens]
+  TensorView seq_of_token;    // i32 [num_tokens]
+  TensorView page_table;      // i32 [num_seqs, pages_per_seq_max]
+  // The tokens whose logits are wanted.
+  TensorView sample_rows;       // i32 [num_samples]: index of the token
+  TensorView sample_positions;  // i32 [num_samples]
+  TensorView sample_seqs;       // i32 [num_samples]
+};
+
+class ForwardPass {
+ public:
+  // ResourceExhausted when memory does not suffice. `backend` must outlive the object.
+  static absl::StatusOr<std::unique_ptr<ForwardPass>> Create(
+      const model::ModelConfig& config, std::shared_ptr<const model::ModelWeights> weights,
+      Backend* backend, const ForwardLimits& limits);
+
+  // Queues the whole pass on the stream; logits() then holds num_samples rows. With a tap, every
+  // row is computed in every layer, and the tap is called (which waits for the stream).
+  absl::Status Run(const ForwardBatch& batch, StreamId stream, StepTap* tap = nullptr);
+
+  // f32 [samples_max, vocab]
+  const TensorView& logits() const { return logits_; }
+  // i64 [layers, experts]: tokens each logical expert was chosen for, since the start.
+  const TensorView& expert_load() const { return expert_load_; }
+  // Bytes of KV cache and of activations.
+  size_t workspace_bytes() const { return workspace_.bytes(); }
+
+ private:
+  // Rows of the residual stream that a layer works on, and where they stand.
+  struct Rows {
+    TensorView hidden;
+    int64_t count = 0;
+  };
+  // The experts' weights of a layer, as the grouped ops want them.
+  struct ExpertViews {
+    std::vector<WeightView> gates, ups, downs;
+    TensorView slot_of_expert;  // i32 [experts], on the device
+  };
+
+  ForwardPass(const model::ModelConfig& config, std::shared_ptr<const model::ModelWeights> weights,
+              Backend* backend, const ForwardLimits& limits);
+  absl::Status AllocateMemory();
+
+  absl::Status ProjectQueries(const model::LayerWeights& layer, int64_t count, StreamId stream);
+  absl::Status Attend(int64_t index, const ForwardBatch& batch, bool samples_only, Rows* rows,
+                      StreamId stream);
+  absl::Status AttendAll(int64_t index, const ForwardBatch& batch, StreamId stream);
+  absl::Status AttendSamples(int64_t index, const ForwardBatch& batch, Rows* rows, StreamId stream);
+  absl::Status DenseMlp(const model::MlpWeights& mlp, const TensorView& x, const TensorView& out,
+                        bool accumulate, StreamId stream);
+  absl::Status MixtureOfExperts(int64_t index, const Rows& rows, StreamId stream, StepTap* tap);
+
+  const model::ModelConfig config_;
+  const std::shared_ptr<const model::ModelWeights> weights_;
+  Backend* const backend_;
+  const ForwardLimits limits_;
+  const MlaDims dims_;
+  Workspace workspace_;
+  std::vector<ExpertViews> experts_;  // one per layer, empty for dense ones
+
+  std::vector<TensorView> kv_cache_;  // one per layer: [num_pages, kPageTokens, kv_dim]
+  TensorView cos_sin_;
+  TensorView expert_load_;
+  // Activations, by their first dimension: tokens_max, samples_max, tokens_max * top_k.
+  TensorView hidden_, normed_, q_latent_, q_, kv_latent_, attended_, mlp_, shared_;
+  TensorView gate_logits_, expert_ids_, expert_weights_, pair_rows_, expert_offsets_;
+  TensorView pair_hidden_, pair_mlp_;
+  TensorView sample_hidden_, sample_q_, logits_;
+};
+
+}  // namespace sluice::engine
