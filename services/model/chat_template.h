@@ -1,0 +1,92 @@
+// Chat messages to prompt ids, as the DeepSeek family's chat templates lay them out.
+//
+// The templates are rendered natively, not by a Jinja interpreter: which one a checkpoint has is
+// recognised by its features. Control tokens and contents are tokenized apart, so that nothing
+// written in a message can become a control token.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "services/model/tokenizer.h"
+
+namespace sluice::model {
+
+struct ChatMessage {
+  std::string role;  // "system", "user" or "assistant"
+  std::string content;
+};
+
+struct ChatOptions {
+  // Whether the model is to reason before it answers; only templates with `thinking_switch` obey.
+  bool thinking = false;
+};
+
+struct PromptSegment {
+  std::string text;
+  bool is_control = false;  // control tokens and literal text of the template; else contents
+
+  friend bool operator==(const PromptSegment&, const PromptSegment&) = default;
+};
+
+struct RenderedPrompt {
+  std::vector<PromptSegment> segments;
+  bool in_thinking = false;  // the reply starts inside the reasoning (after <think>)
+};
+
+struct EncodedPrompt {
+  std::vector<int32_t> ids;
+  bool in_thinking = false;
+};
+
+// One layout; all of them are
+//   {bos}{systems} then per turn <｜User｜>{content} or
+//   <｜Assistant｜>{content}<｜end▁of▁sentence｜> and at the end <｜Assistant｜>{opening of the
+//   reply}
+struct ChatLayout {
+  enum class CutThinking { kNever, kThroughFirst, kThroughLast };
+
+  std::string name;
+  bool join_systems = true;  // system messages joined by a blank line; else the last one counts
+  CutThinking cut_thinking = CutThinking::kNever;  // </think> in assistant turns
+  bool thinking_switch = false;  // ChatOptions::thinking chooses between the two openings
+  // After <｜Assistant｜> at the end: the reply's opening; the second with thinking switched on.
+  std::string opening;
+  std::string thinking_opening;
+  // After <｜Assistant｜> of an earlier turn.
+  std::string turn_opening;
+};
+
+class ChatTemplate {
+ public:
+  // The names that ByName() takes: deepseek-v3, deepseek-r1, deepseek-r1-0528, deepseek-v3.1.
+  static std::vector<std::string> Names();
+
+  // Recognises the Jinja source of `tokenizer.chat_template()`, or takes the template called
+  // `name` if that is not empty.
+  // Errors: InvalidArgument if the name or the template is unknown (listing the names), or if a
+  // control token that the template needs is not in the tokenizer.
+  static absl::StatusOr<ChatTemplate> Create(const Tokenizer& tokenizer, absl::string_view name);
+
+  // Errors: InvalidArgument naming the message ("messages[2].role") if there are no messages, a
+  // role is unknown, no message is from the user, or the last one that is not a system message is
+  // not from the user.
+  absl::StatusOr<RenderedPrompt> Render(const std::vector<ChatMessage>& messages,
+                                        const ChatOptions& options) const;
+
+  // Render(), then control segments with AddedTokenMode::kAll and contents with kPlainText.
+  absl::StatusOr<EncodedPrompt> Encode(const Tokenizer& tokenizer,
+                                       const std::vector<ChatMessage>& messages,
+                                       const ChatOptions& options) const;
+
+  const std::string& name() const { return layout_.name; }
+
+ private:
+  ChatLayout layout_;
+  std::string bos_;
+};
+
+}  // namespace sluice::model
