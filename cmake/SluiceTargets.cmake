@@ -1,9 +1,20 @@
 # The helpers every folder uses, so that one call says what a target is.
 #   sluice_library(NAME sluice_x SRCS a.cc b.cc DEPS ...)   one per folder, sources listed by name
-#   sluice_test(NAME x_test SRCS x_test.cc DEPS ...)        one per test file, run by ctest under its name
+#   sluice_program(NAME x SRCS main.cc DEPS ...)            what a person runs: build/<preset>/bin/x
+#   sluice_test(NAME x_test SRCS x_test.cc DEPS ... [THREADED])
+#                                                           one per test file, run by ctest under its
+#                                                           name; THREADED: run under TSan too
+#   sluice_script_test(NAME x_test SCRIPT x_test.py)        a Python test, run from the root
 #   sluice_benchmark(NAME x_bench SRCS x_bench.cc DEPS ...)
 #   sluice_fuzzer(NAME x_fuzz SRCS x_fuzz.cc DEPS ... CORPUS dir)
+# Each kind has a target that builds all of it (sluice_programs, sluice_tests, sluice_benchmarks,
+# sluice_fuzzers), so that nobody has to build what he does not run.
 include_guard()
+
+add_custom_target(sluice_programs)
+add_custom_target(sluice_tests)
+add_custom_target(sluice_benchmarks)
+add_custom_target(sluice_fuzzers)
 
 add_compile_options(-Wall -Wextra -Werror -fno-strict-aliasing)
 # Parameter structs are filled by name; what is left out has its default.
@@ -17,6 +28,10 @@ if(SLUICE_SANITIZE)
   add_compile_options(-fsanitize=${SLUICE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${SLUICE_SANITIZE})
 endif()
+if(SLUICE_BUILD_FUZZERS)
+  # Coverage of the libraries too: without it a fuzzer is blind to the code it is to explore.
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
 find_program(SLUICE_MOLD mold)
 if(SLUICE_MOLD)
   add_link_options(-fuse-ld=mold)
@@ -27,7 +42,7 @@ if(SLUICE_CCACHE)
 endif()
 
 function(_sluice_parse)
-  cmake_parse_arguments(PARSE_ARGV 0 ARG "" "NAME;CORPUS" "SRCS;DEPS" )
+  cmake_parse_arguments(PARSE_ARGV 0 ARG "THREADED" "NAME;CORPUS" "SRCS;DEPS")
   if(ARG_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "${ARG_NAME}: unknown arguments ${ARG_UNPARSED_ARGUMENTS}")
   endif()
@@ -35,6 +50,7 @@ function(_sluice_parse)
   set(ARG_SRCS ${ARG_SRCS} PARENT_SCOPE)
   set(ARG_DEPS ${ARG_DEPS} PARENT_SCOPE)
   set(ARG_CORPUS ${ARG_CORPUS} PARENT_SCOPE)
+  set(ARG_THREADED ${ARG_THREADED} PARENT_SCOPE)
 endfunction()
 
 function(sluice_library)
@@ -54,6 +70,7 @@ function(sluice_program)
   _sluice_parse(${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS})
+  add_dependencies(sluice_programs ${ARG_NAME})
 endfunction()
 
 function(sluice_test)
@@ -61,10 +78,24 @@ function(sluice_test)
     return()
   endif()
   _sluice_parse(${ARGN})
+  if(SLUICE_SANITIZE STREQUAL "thread" AND NOT ARG_THREADED)
+    return()
+  endif()
   add_executable(${ARG_NAME} ${ARG_SRCS})
+  add_dependencies(sluice_tests ${ARG_NAME})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
   # Tests find their data from the root of the sources.
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT 300)
+endfunction()
+
+function(sluice_script_test)
+  cmake_parse_arguments(PARSE_ARGV 0 ARG "" "NAME;SCRIPT" "")
+  if(NOT SLUICE_BUILD_TESTS OR SLUICE_SANITIZE)
+    return()
+  endif()
+  add_test(NAME ${ARG_NAME} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/${ARG_SCRIPT}
+           WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT 300)
 endfunction()
 
@@ -75,17 +106,25 @@ function(sluice_benchmark)
   _sluice_parse(${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} benchmark::benchmark benchmark::benchmark_main)
+  add_dependencies(sluice_benchmarks ${ARG_NAME})
 endfunction()
 
-# A libFuzzer program; its kept corpus is tests/fuzz/corpus/<CORPUS>. Run all of them with tools/test.
+# A libFuzzer program; its kept corpus is tests/fuzz/corpus/<CORPUS>. tools/test runs all of them.
 function(sluice_fuzzer)
   if(NOT SLUICE_BUILD_FUZZERS)
     return()
   endif()
   _sluice_parse(${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
-  target_compile_options(${ARG_NAME} PRIVATE -fsanitize=fuzzer)
+  add_dependencies(sluice_fuzzers ${ARG_NAME})
   target_link_options(${ARG_NAME} PRIVATE -fsanitize=fuzzer)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS})
-  set_property(GLOBAL APPEND PROPERTY SLUICE_FUZZERS "${ARG_NAME} ${ARG_CORPUS}")
+  set_property(GLOBAL APPEND PROPERTY SLUICE_FUZZERS "${ARG_NAME} tests/fuzz/corpus/${ARG_CORPUS}")
+endfunction()
+
+# To be called last: tells the tools which fuzz targets there are, one "name corpus" a line.
+function(sluice_write_fuzzer_list)
+  get_property(fuzzers GLOBAL PROPERTY SLUICE_FUZZERS)
+  list(JOIN fuzzers "\n" lines)
+  file(WRITE ${PROJECT_BINARY_DIR}/fuzzers.txt "${lines}\n")
 endfunction()
