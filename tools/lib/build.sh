@@ -4,14 +4,20 @@
 export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
 export CMAKE_COLOR_DIAGNOSTICS=OFF
 
-# build_targets PRESET TARGET...: configures when that was not done yet, then builds. Ninja runs
-# CMake again by itself when a CMakeLists.txt has changed; of the presets it does not know.
+# configure PRESET: when that was not done yet. Ninja runs CMake again by itself when a CMakeLists.txt
+# has changed; of the presets it does not know.
+configure() {
+  local preset=$1 made=$root/build/$1/build.ninja
+  if [[ ! -f $made || $root/CMakePresets.json -nt $made ]]; then
+    logged "configure $preset" cmake -S "$root" --preset "$preset"
+  fi
+}
+
+# build_targets PRESET TARGET...
 build_targets() {
   local preset=$1 dir=$root/build/$1
   shift
-  if [[ ! -f $dir/build.ninja || $root/CMakePresets.json -nt $dir/build.ninja ]]; then
-    logged "configure $preset" cmake -S "$root" --preset "$preset" || return
-  fi
+  configure "$preset" || return
   # Nothing to do is the usual case, and not worth a message.
   if [[ $(ninja -C "$dir" -n "$@" 2>/dev/null) == *'no work to do'* ]]; then
     return 0

@@ -50,12 +50,17 @@ check() {
   fi
 }
 
-# Goes before programs under ThreadSanitizer, which in clang 14 cannot live with more than 28 random
-# bits in addresses.
-fixed_addresses=()
-if (($(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0) > 28)) && setarch -R true 2>/dev/null; then
-  fixed_addresses=(setarch -R)
-fi
+# Runs a command; where addresses have more random bits than clang 14's ThreadSanitizer can live
+# with, with none.
+with_tsan_addresses() {
+  local random_bits
+  random_bits=$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)
+  if ((random_bits > 28)) && setarch -R true 2>/dev/null; then
+    setarch -R "$@"
+  else
+    "$@"
+  fi
+}
 
 # ctest_run NAME PRESET [COMMAND...]: the tests of a preset, each counted; COMMAND goes before ctest.
 ctest_run() {
@@ -91,21 +96,32 @@ for path in sys.argv[1:]:
     ast.parse(open(path, encoding="utf-8").read(), path)'
 }
 
+# clang-tidy over every source that the asan-ubsan preset compiles, with the checks of .clang-tidy.
+check_tidy() {
+  local files
+  files=$(python3 -c 'import json
+for entry in json.load(open("build/asan-ubsan/compile_commands.json")):
+    print(entry["file"])') || return
+  sort -u <<<"$files" | xargs -P "$(nproc)" -n 1 clang-tidy --quiet -p build/asan-ubsan 2>&1 |
+    sed -E '/^[0-9]+ warnings? generated/d'
+}
+
 # fuzz_all SECONDS: every fuzz target of the asan-ubsan build for so long, as many at a time as there
 # are cores. New inputs go to build/fuzz/, the kept corpora stay as they are.
 fuzz_all() {
   local seconds=$1 name corpus
+  rm -f build/fuzz/*/result
   while read -r name corpus; do
     while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n || true; done
     fuzz_one "$name" "$corpus" "$seconds" &
   done < <(grep . build/asan-ubsan/fuzzers.txt)
   wait
+  ! grep -qsx failed build/fuzz/*/result
 }
 
 fuzz_one() {
   local name=$1 corpus=$2 seconds=$3 dir=build/fuzz/$1
   mkdir -p "$dir/found"
-  rm -f "$dir/result"
   if "build/asan-ubsan/bin/$name" -max_total_time="$seconds" -timeout=20 -print_final_stats=1 \
     -artifact_prefix="$dir/" "$dir/found" "$corpus" >"$dir/log" 2>&1; then
     echo passed >"$dir/result"
