@@ -7,8 +7,8 @@
 // and is reached through a table of function pointers (kernels/cpu/simd/dispatch.h). Code compiled
 // with wider instructions must never be merged with baseline code by the linker, so such files
 // neither call nor instantiate inline functions of other headers (no <algorithm>, no <vector>, no
-// std::min, no member functions of tensor views): plain pointers and integers only. The test
-// simd_symbols_test looks for offenders.
+// std::min, no member functions of tensor views): plain pointers and integers only. The tests
+// called …_symbols_test look for offenders.
 //
 // F32x16, I32x16 and Mask16 are values; all functions are free functions:
 //   Zero() Set1(x) Load(p) LoadN(p, n) Store(p, v) StoreN(p, v, n)      no alignment needed; n in
