@@ -1,0 +1,66 @@
+#include "services/base/progress.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+
+namespace sluice {
+
+Progress::Progress(std::string label, int64_t total_bytes, std::FILE* out)
+    : label_(std::move(label)),
+      total_(std::max<int64_t>(total_bytes, 1)),
+      out_(out),
+      terminal_(out != nullptr && isatty(fileno(out)) == 1) {}
+
+Progress::~Progress() {
+  if (out_ == nullptr) return;
+  absl::MutexLock lock(&mutex_);
+  Show(done_, /*last=*/true);
+}
+
+void Progress::Add(int64_t bytes) {
+  const int64_t done = done_.fetch_add(bytes) + bytes;
+  if (out_ == nullptr || !mutex_.TryLock()) return;  // another thread is printing
+  Show(done, /*last=*/false);
+  mutex_.Unlock();
+}
+
+void Progress::Show(int64_t done, bool last) {
+  const int64_t percent = std::min<int64_t>(100, done / (total_ / 100.0));
+  const Clock::time_point now = Clock::now();
+  if (terminal_) {
+    if (!last && now - shown_at_ < std::chrono::milliseconds(100)) return;
+    constexpr int kWidth = 30;
+    const int filled = static_cast<int>(percent * kWidth / 100);
+    const double seconds = std::chrono::duration<double>(now - start_).count();
+    absl::FPrintF(out_, "\r%s [%s%s] %3d %%  %s of %s  %.1f s%s", label_, std::string(filled, '#'),
+                  std::string(kWidth - filled, '.'), percent, HumanBytes(done), HumanBytes(total_),
+                  seconds, last ? "\n" : "");
+  } else {
+    const bool finished = percent == 100 && shown_percent_ != 100;
+    const bool due =
+        percent / 10 > shown_percent_ / 10 && now - shown_at_ >= std::chrono::seconds(1);
+    if (!finished && !due) return;
+    absl::FPrintF(out_, "%s: %d %% of %s\n", label_, percent, HumanBytes(total_));
+  }
+  std::fflush(out_);
+  shown_at_ = now;
+  shown_percent_ = percent;
+}
+
+std::string HumanBytes(int64_t bytes) {
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  double value = static_cast<double>(bytes);
+  int unit = 0;
+  while (value >= 1024 && unit < 5) {
+    value /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? absl::StrFormat("%d B", bytes)
+                   : absl::StrFormat("%.1f %s", value, kUnits[unit]);
+}
+
+}  // namespace sluice

@@ -1,0 +1,46 @@
+// Tells a person how far a long piece of work has come: a bar on a terminal; elsewhere a line per
+// ten percent, at most one a second, and one at the end.
+//
+// Threads: Add may be called from any thread; it is cheap, and the bar moves ten times a second.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
+namespace sluice {
+
+class Progress {
+ public:
+  // Work of `total_bytes`, shown on `out`; a null `out` shows nothing.
+  Progress(std::string label, int64_t total_bytes, std::FILE* out = stderr);
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+  ~Progress();  // shows where it ended and ends the bar's line
+
+  void Add(int64_t bytes);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void Show(int64_t done, bool last) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const std::string label_;
+  const int64_t total_;
+  std::FILE* const out_;
+  const bool terminal_;
+  const Clock::time_point start_ = Clock::now();
+  std::atomic<int64_t> done_{0};
+  absl::Mutex mutex_;
+  Clock::time_point shown_at_ ABSL_GUARDED_BY(mutex_) = start_;
+  int64_t shown_percent_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+// "512 B", "15.5 MiB", "688.6 GiB": three or four digits and a binary unit.
+std::string HumanBytes(int64_t bytes);
+
+}  // namespace sluice

@@ -1,0 +1,47 @@
+#include "services/base/progress.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "services/base/parallel.h"
+
+namespace sluice {
+namespace {
+
+std::string Contents(std::FILE* file) {
+  std::string text(static_cast<size_t>(std::ftell(file)), '\0');
+  std::rewind(file);
+  text.resize(std::fread(text.data(), 1, text.size(), file));
+  return text;
+}
+
+TEST(ProgressTest, AFastRunIsOneLine) {
+  std::FILE* out = std::tmpfile();
+  {
+    Progress progress("loading", 1000 << 10, out);
+    ASSERT_TRUE(ParallelFor(1000, 4, [&](int64_t) {
+                  progress.Add(1 << 10);
+                  return absl::OkStatus();
+                }).ok());
+  }
+  EXPECT_EQ(Contents(out), "loading: 100 % of 1000.0 KiB\n");
+  std::fclose(out);
+}
+
+TEST(ProgressTest, NothingToDoAndNowhereToShowIt) {
+  Progress progress("loading", 0, nullptr);
+  progress.Add(0);
+  progress.Add(10);
+}
+
+TEST(HumanBytesTest, PicksTheUnit) {
+  EXPECT_EQ(HumanBytes(0), "0 B");
+  EXPECT_EQ(HumanBytes(1023), "1023 B");
+  EXPECT_EQ(HumanBytes(1024), "1.0 KiB");
+  EXPECT_EQ(HumanBytes(688574839360), "641.3 GiB");
+}
+
+}  // namespace
+}  // namespace sluice
