@@ -1,0 +1,106 @@
+// A backend without arithmetic, for tests of what is around the ops: matrix products and attention
+// do nothing, sampling gives FakeToken(slot, position). Can fail or hold a step on demand.
+//
+// Threads: Fail…, Hold and Release from any thread.
+#pragma once
+
+#include <atomic>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "kernels/base/aligned_buffer.h"
+#include "kernels/ops/backend.h"
+
+namespace sluice::engine {
+
+inline int32_t FakeToken(int32_t slot, int32_t position, int64_t vocab) {
+  return static_cast<int32_t>((slot * 1009 + position * 31 + 5) % vocab);
+}
+
+class FakeBackend : public Backend,
+                    private LinearOps,
+                    private ElementwiseOps,
+                    private AttentionOps,
+                    private MoeOps,
+                    private SamplingOps {
+ public:
+  LinearOps& linear() override { return *this; }
+  ElementwiseOps& elementwise() override { return *this; }
+  AttentionOps& attention() override { return *this; }
+  MoeOps& moe() override { return *this; }
+  SamplingOps& sampling() override { return *this; }
+
+  absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, const std::string& what) override {
+    if (what == fail_allocation_) return absl::ResourceExhaustedError("no room for " + what);
+    auto memory = std::make_shared<AlignedBuffer>(bytes);
+    return DeviceBuffer{std::shared_ptr<void>(memory, memory->data()), bytes};
+  }
+  absl::Status CopyToDevice(void* device, const void* host, size_t bytes, StreamId) override {
+    std::memcpy(device, host, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status CopyToHost(void* host, const void* device, size_t bytes, StreamId) override {
+    std::memcpy(host, device, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status Sync(StreamId) override { return absl::OkStatus(); }
+  std::string Describe() const override { return "fake"; }
+
+  void FailAllocation(std::string what) { fail_allocation_ = std::move(what); }
+  void FailNextSample(absl::Status status) {
+    absl::MutexLock lock(&mutex_);
+    next_sample_ = std::move(status);
+  }
+  // Steps wait before sampling until Release.
+  void Hold() {
+    absl::MutexLock lock(&mutex_);
+    held_ = true;
+  }
+  void Release() {
+    absl::MutexLock lock(&mutex_);
+    held_ = false;
+  }
+
+ private:
+  absl::Status Linear(const LinearParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status GatedLinear(const GatedLinearParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status GroupedLinear(const GroupedLinearParams&, StreamId) override {
+    return absl::OkStatus();
+  }
+  absl::Status GroupedGatedLinear(const GroupedGatedLinearParams&, StreamId) override {
+    return absl::OkStatus();
+  }
+  absl::Status Embed(const EmbedParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status RmsNorm(const RmsNormParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status GatherRows(const GatherRowsParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status MlaCacheWrite(const MlaCacheWriteParams&, StreamId) override {
+    return absl::OkStatus();
+  }
+  absl::Status MlaAbsorbed(const MlaAbsorbedParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status MlaPrompt(const MlaPromptParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status Gate(const GateParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status Permute(const MoePermuteParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status Combine(const MoeCombineParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status Sample(const SampleParams& params, StreamId) override {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](bool* held) { return !*held; }, &held_));
+    if (!next_sample_.ok()) return std::exchange(next_sample_, absl::OkStatus());
+    for (int64_t i = 0; i < params.logits.rows(); ++i) {
+      const SamplingRow& row = params.rows[i];
+      params.tokens.As<int32_t>()[i] = FakeToken(row.slot, row.position, params.logits.dims[1]);
+    }
+    return absl::OkStatus();
+  }
+
+  std::string fail_allocation_;
+  absl::Mutex mutex_;
+  absl::Status next_sample_ ABSL_GUARDED_BY(mutex_);
+  bool held_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace sluice::engine
