@@ -7,16 +7,17 @@
 //      min_tokens were made);
 //   3. repetition penalty on every token of the prompt or the output (positive logits divided,
 //      others multiplied), then frequency * count and presence for tokens of the output;
-//   4. temperature 0: the largest logit, ties to the lowest id. Otherwise logits / temperature;
+//   4. temperature 0: the largest logit, ties to the lowest id. Otherwise
+//      y = (logit - largest) / temperature;
 //   5. min_p: tokens whose probability is under min_p times the largest are dropped; then top_k;
-//   then
-//      top_p: the smallest set, from the most probable down (ties: lowest id first), whose
+//      then top_p: the smallest set, from the most probable down (ties: lowest id first), whose
 //      probability reaches top_p of what is left; at least one token always stays;
-//   6. the token with the largest logit / temperature + Gumbel noise. The noise of a token is a
-//   pure
-//      function of (seed, position, token id): neither the batch, nor the backend, nor what
-//      happened before matters. Sums of probabilities are made in fixed point, so their order does
-//      not matter.
+//   6. the token with the largest y + Gumbel noise, ties to the lowest id. The noise of a token is
+//      a pure function of (seed, position, token id), written down in kernels/base/counter_rng.h:
+//      neither the batch, nor the backend, nor what happened before matters. Probabilities are
+//      summed in fixed point (2^-40 of the largest), so the order does not matter.
+// A NaN among the logits counts as minus infinity, infinity as the largest finite number. When no
+// logit is left the lowest id that is not banned is taken, or 0.
 // Threads, ownership and errors as in kernels/ops/linear.h.
 #pragma once
 
