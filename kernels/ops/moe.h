@@ -22,7 +22,9 @@ enum class GroupScore {
 // Per token: scores s = scoring(logits); choice by s + bias, among the topk_groups best of
 // num_groups groups (others count as minus infinity), top_k experts in order of falling s + bias,
 // ties to the lowest index. weights = s of the chosen (never biased), divided by their sum + 1e-20
-// if normalize, times scaling.
+// if normalize, times scaling. NaN scores count as minus infinity in the choice.
+// DeepSeek-V2's own code either normalizes or scales (pass scaling 1 when normalize is set); V3's
+// does both.
 struct GateParams {
   TensorView logits;  // f32 [T, experts]
   TensorView bias;    // f32 [experts], or no data

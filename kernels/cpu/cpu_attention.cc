@@ -1,0 +1,258 @@
+// Multi-head latent attention on the CPU: checks, and how the work is cut into tasks.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status.h"
+#include "kernels/cpu/cpu_context.h"
+#include "kernels/cpu/fork.h"
+#include "kernels/cpu/mla_absorbed.h"
+#include "kernels/cpu/mla_prompt.h"
+
+namespace sluice {
+namespace {
+
+absl::Status CheckDims(const MlaDims& dims) {
+  if (dims.num_heads >= 1 && dims.nope_dim >= 1 && dims.rope_dim >= 2 && dims.rope_dim % 2 == 0 &&
+      dims.v_dim >= 1 && dims.kv_lora_rank >= 1) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("MLA dimensions: heads ", dims.num_heads, ", nope ", dims.nope_dim, ", rope ",
+                   dims.rope_dim, ", v ", dims.v_dim, ", kv_lora_rank ", dims.kv_lora_rank,
+                   "; all must be positive, rope even"));
+}
+
+absl::Status CheckCache(const MlaDims& dims, const TensorView& cache) {
+  const DType dtype = cache.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
+  SLUICE_RETURN_IF_ERROR(CheckTensor("cache", cache, dtype, {-1, kPageTokens, dims.kv_dim()}));
+  if (cache.row_stride != cache.row_elements()) {
+    return absl::InvalidArgumentError("cache: pages must be contiguous");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckKvB(const MlaDims& dims, const WeightView& kv_b) {
+  const int64_t rows = int64_t{dims.num_heads} * (dims.nope_dim + dims.v_dim);
+  const bool known = kv_b.dtype == DType::kF32 || kv_b.dtype == DType::kBF16 ||
+                     kv_b.dtype == DType::kF16 ||
+                     (kv_b.dtype == DType::kF8E4M3 && kv_b.scales != nullptr);
+  if (kv_b.present() && known && kv_b.rows == rows && kv_b.cols == dims.kv_lora_rank) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "kv_b: is ", DTypeName(kv_b.dtype), " [", kv_b.rows, ", ", kv_b.cols,
+      "], wanted a float type (F8_E4M3 with scales) [", rows, ", ", dims.kv_lora_rank, "]"));
+}
+
+absl::Status CheckQueries(const MlaDims& dims, const TensorView& q, const TensorView& out) {
+  SLUICE_RETURN_IF_ERROR(CheckTensor("q", q, DType::kF32, {-1, dims.num_heads * dims.q_dim()}));
+  return CheckTensor("out", out, DType::kF32, {q.rows(), dims.num_heads * dims.v_dim});
+}
+
+// The pages of positions [0, positions) exist.
+absl::Status CheckPages(const int32_t* pages, int64_t pages_max, int64_t positions,
+                        int64_t num_pages, int64_t token) {
+  if (positions < 1 || positions > pages_max * kPageTokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "token ", token, ": ", positions, " positions in a page table of ", pages_max, " pages"));
+  }
+  for (int64_t i = 0; i * kPageTokens < positions; ++i) {
+    if (pages[i] < 0 || pages[i] >= num_pages) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "token ", token, ": page ", i, " of its sequence is ", pages[i], " of ", num_pages));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCacheWrite(const MlaCacheWriteParams& params) {
+  const MlaDims& dims = params.dims;
+  SLUICE_RETURN_IF_ERROR(CheckDims(dims));
+  const int64_t tokens = params.q.rows();
+  SLUICE_RETURN_IF_ERROR(
+      CheckTensor("q", params.q, DType::kF32, {-1, dims.num_heads * dims.q_dim()}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("kv_a", params.kv_a, DType::kF32, {tokens, dims.kv_dim()}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("kv_norm", params.kv_norm, DType::kF32, {dims.kv_lora_rank}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("cos_sin", params.cos_sin, DType::kF32, {-1, dims.rope_dim}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("positions", params.positions, DType::kI32, {tokens}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("kv_rows", params.kv_rows, DType::kI32, {tokens}));
+  SLUICE_RETURN_IF_ERROR(CheckCache(dims, params.cache));
+  const int64_t cache_rows = params.cache.rows() * kPageTokens;
+  for (int64_t token = 0; token < tokens; ++token) {
+    const int32_t position = params.positions.As<int32_t>()[token];
+    const int32_t row = params.kv_rows.As<int32_t>()[token];
+    if (position < 0 || position >= params.cos_sin.rows()) {
+      return absl::InvalidArgumentError(absl::StrCat("positions[", token, "] is ", position,
+                                                     ", cos_sin has ", params.cos_sin.rows()));
+    }
+    if (row < -1 || row >= cache_rows) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("kv_rows[", token, "] is ", row, ", the cache has ", cache_rows, " rows"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckAbsorbed(const MlaAbsorbedParams& params) {
+  SLUICE_RETURN_IF_ERROR(CheckDims(params.dims));
+  SLUICE_RETURN_IF_ERROR(CheckQueries(params.dims, params.q, params.out));
+  SLUICE_RETURN_IF_ERROR(CheckKvB(params.dims, params.kv_b));
+  SLUICE_RETURN_IF_ERROR(CheckCache(params.dims, params.cache));
+  const int64_t tokens = params.q.rows();
+  SLUICE_RETURN_IF_ERROR(CheckTensor("page_table", params.page_table, DType::kI32, {-1, -1}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("seq_of_token", params.seq_of_token, DType::kI32, {tokens}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("positions", params.positions, DType::kI32, {tokens}));
+  for (int64_t token = 0; token < tokens; ++token) {
+    const int32_t seq = params.seq_of_token.As<int32_t>()[token];
+    if (seq < 0 || seq >= params.page_table.rows()) {
+      return absl::InvalidArgumentError(absl::StrCat("seq_of_token[", token, "] is ", seq,
+                                                     ", the page table has ",
+                                                     params.page_table.rows(), " rows"));
+    }
+    SLUICE_RETURN_IF_ERROR(
+        CheckPages(params.page_table.Row<int32_t>(seq), params.page_table.dims[1],
+                   int64_t{params.positions.As<int32_t>()[token]} + 1, params.cache.rows(), token));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckPrompt(const MlaPromptParams& params) {
+  SLUICE_RETURN_IF_ERROR(CheckDims(params.dims));
+  SLUICE_RETURN_IF_ERROR(CheckQueries(params.dims, params.q, params.out));
+  SLUICE_RETURN_IF_ERROR(CheckKvB(params.dims, params.kv_b));
+  SLUICE_RETURN_IF_ERROR(CheckCache(params.dims, params.cache));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("pages", params.pages, DType::kI32, {-1}));
+  if (params.first_position < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("first_position is ", params.first_position, ", wanted at least 0"));
+  }
+  if (params.q.rows() == 0) return absl::OkStatus();
+  return CheckPages(params.pages.As<int32_t>(), params.pages.rows(),
+                    params.first_position + params.q.rows(), params.cache.rows(),
+                    params.q.rows() - 1);
+}
+
+class CpuAttentionOps final : public AttentionOps {
+ public:
+  explicit CpuAttentionOps(const CpuContext& context)
+      : pool_(context.pool), rows_(SLUICE_CHOOSE_KERNELS(context.isa, GetRowKernels)) {
+    const AttentionKernels& attention = SLUICE_CHOOSE_KERNELS(context.isa, GetAttentionKernels);
+    for (int i = 0; i < pool_.threads(); ++i) {
+      absorbed_.emplace_back(attention, rows_);
+      prompt_.emplace_back(attention, rows_);
+    }
+    latents_.resize(pool_.threads());
+  }
+
+  absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckCacheWrite(params));
+    const MlaDims& dims = params.dims;
+    for (std::vector<float>& latent : latents_) {
+      if (static_cast<int>(latent.size()) < dims.kv_dim()) latent.resize(dims.kv_dim());
+    }
+    ForkIfWorth(
+        pool_, params.q.rows(), int64_t{dims.num_heads} * dims.rope_dim + dims.kv_dim() / 8,
+        [&](int64_t token, int worker) { WriteToken(params, token, latents_[worker].data()); });
+    return absl::OkStatus();
+  }
+
+  absl::Status MlaAbsorbed(const MlaAbsorbedParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckAbsorbed(params));
+    const MlaDims& dims = params.dims;
+    const int64_t tokens = params.q.rows();
+    if (tokens == 0) return absl::OkStatus();
+    // Large blocks read weights and cache rows less often; there must be enough of them for all
+    // threads. The results do not depend on it.
+    int64_t block_tokens = std::min<int64_t>(tokens, 16);
+    int64_t block_heads = std::min<int64_t>(dims.num_heads, 8);
+    const auto blocks = [&] {
+      return CeilDiv(tokens, block_tokens) * CeilDiv(dims.num_heads, block_heads);
+    };
+    const int64_t wanted = pool_.threads() == 1 ? 1 : 2 * pool_.threads();
+    while (blocks() < wanted && block_tokens > 4) block_tokens = CeilDiv(block_tokens, 2);
+    while (blocks() < wanted && block_heads > 4) block_heads = CeilDiv(block_heads, 2);
+    while (blocks() < wanted && block_tokens > 1) block_tokens = CeilDiv(block_tokens, 2);
+    while (blocks() < wanted && block_heads > 1) block_heads = CeilDiv(block_heads, 2);
+
+    int64_t positions = 0;
+    for (int64_t token = 0; token < tokens; ++token) {
+      positions += params.positions.As<int32_t>()[token] + 1;
+    }
+    const int64_t cost_of_all = dims.num_heads *
+                                (tokens * (dims.nope_dim + dims.v_dim) * dims.kv_lora_rank +
+                                 positions * (dims.kv_dim() + dims.kv_lora_rank)) /
+                                16;
+    for (MlaAbsorbedTask& task : absorbed_) {
+      task.Reserve(dims, block_tokens * block_heads, block_heads);
+    }
+    const int64_t head_blocks = CeilDiv(dims.num_heads, block_heads);
+    ForkIfWorth(pool_, blocks(), cost_of_all / blocks(), [&](int64_t index, int worker) {
+      const int64_t token = index / head_blocks * block_tokens;
+      const int64_t head = index % head_blocks * block_heads;
+      absorbed_[worker].Run(params, {token, std::min(token + block_tokens, tokens), head,
+                                     std::min<int64_t>(head + block_heads, dims.num_heads)});
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status MlaPrompt(const MlaPromptParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckPrompt(params));
+    const MlaDims& dims = params.dims;
+    const int64_t queries = params.q.rows();
+    if (queries == 0) return absl::OkStatus();
+    for (MlaPromptTask& task : prompt_) task.Reserve(dims);
+    const int64_t ranges = CeilDiv(queries, MlaPromptTask::kQueriesMax);
+    const int64_t range = CeilDiv(queries, ranges);
+    const int64_t cost = (params.first_position + queries) *
+                         (dims.kv_lora_rank + std::min(queries, range)) *
+                         (dims.q_dim() + dims.v_dim) / 16;
+    // The last queries have the most to do: they go first.
+    ForkIfWorth(pool_, ranges * dims.num_heads, cost, [&](int64_t index, int worker) {
+      const int64_t begin = (ranges - 1 - index / dims.num_heads) * range;
+      prompt_[worker].Run(params, index % dims.num_heads, begin, std::min(begin + range, queries));
+    });
+    return absl::OkStatus();
+  }
+
+ private:
+  static int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+  // `latent` is scratch of kv_dim floats.
+  void WriteToken(const MlaCacheWriteParams& params, int64_t token, float* latent) const {
+    const MlaDims& dims = params.dims;
+    const int64_t pairs = dims.rope_dim / 2;
+    const float* cos = params.cos_sin.Row<float>(params.positions.As<int32_t>()[token]);
+    const float* sin = cos + pairs;
+    for (int head = 0; head < dims.num_heads; ++head) {
+      float* q_pe = params.q.Row<float>(token) + head * dims.q_dim() + dims.nope_dim;
+      rows_.rope(q_pe, cos, sin, pairs, q_pe);
+    }
+    const int64_t row = params.kv_rows.As<int32_t>()[token];
+    if (row < 0) return;
+    const float* kv_a = params.kv_a.Row<float>(token);
+    rows_.rms_norm(kv_a, params.kv_norm.As<float>(), dims.kv_lora_rank, params.eps, latent);
+    rows_.rope(kv_a + dims.kv_lora_rank, cos, sin, pairs, latent + dims.kv_lora_rank);
+    if (params.cache.dtype == DType::kF32) {
+      std::copy_n(latent, dims.kv_dim(), params.cache.As<float>() + row * dims.kv_dim());
+    } else {
+      rows_.narrow_bf16(latent, dims.kv_dim(), params.cache.As<uint16_t>() + row * dims.kv_dim());
+    }
+  }
+
+  ThreadPool& pool_;
+  const RowKernels& rows_;
+  // Workspaces, one per worker.
+  std::vector<MlaAbsorbedTask> absorbed_;
+  std::vector<MlaPromptTask> prompt_;
+  std::vector<std::vector<float>> latents_;
+};
+
+}  // namespace
+
+std::unique_ptr<AttentionOps> MakeCpuAttentionOps(const CpuContext& context) {
+  return std::make_unique<CpuAttentionOps>(context);
+}
+
+}  // namespace sluice

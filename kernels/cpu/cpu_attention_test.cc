@@ -1,0 +1,482 @@
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/ops_test_util.h"
+
+namespace sluice {
+namespace {
+
+const CpuSetting kDefault = {DetectCpuIsa(), 1, Numerics::kExact};
+
+const MlaDims kTiny = {
+    .num_heads = 8, .nope_dim = 32, .rope_dim = 32, .v_dim = 32, .kv_lora_rank = 128};
+const MlaDims kV3Head = {
+    .num_heads = 2, .nope_dim = 128, .rope_dim = 64, .v_dim = 128, .kv_lora_rank = 512};
+const MlaDims kOdd = {
+    .num_heads = 3, .nope_dim = 19, .rope_dim = 6, .v_dim = 21, .kv_lora_rank = 37};
+
+// Sequences in a paged cache. Pages are dealt out at random; rows that hold no position are NaN.
+struct Scene {
+  MlaDims dims;
+  OwnedTensor cache;
+  OwnedTensor page_table;
+  std::vector<int64_t> lengths;
+
+  float At(int64_t seq, int64_t position, int64_t column) const {
+    const int64_t page =
+        page_table.data<int32_t>()[seq * page_table.view().dims[1] + position / kPageTokens];
+    const int64_t index = (page * kPageTokens + position % kPageTokens) * dims.kv_dim() + column;
+    return cache.view().dtype == DType::kF32 ? cache.data<float>()[index]
+                                             : Bf16ToF32(cache.data<uint16_t>()[index]);
+  }
+};
+
+Scene MakeScene(const MlaDims& dims, DType cache_dtype, const std::vector<int64_t>& lengths,
+                uint32_t value_seed, uint32_t page_seed) {
+  Scene scene;
+  scene.dims = dims;
+  scene.lengths = lengths;
+  int64_t pages_max = 1, num_pages = 1;
+  for (const int64_t length : lengths) {
+    const int64_t pages = (length + kPageTokens - 1) / kPageTokens;
+    pages_max = std::max(pages_max, pages);
+    num_pages += pages;
+  }
+  const int64_t seqs = static_cast<int64_t>(lengths.size());
+  scene.cache = OwnedTensor(cache_dtype, {num_pages, kPageTokens, dims.kv_dim()});
+  scene.page_table = OwnedTensor(DType::kI32, {seqs, pages_max});
+  std::vector<int32_t> free_pages(num_pages);
+  std::iota(free_pages.begin(), free_pages.end(), 0);
+  std::mt19937 page_random(page_seed);
+  std::shuffle(free_pages.begin(), free_pages.end(), page_random);
+  std::normal_distribution<float> normal;
+  for (int64_t seq = 0; seq < seqs; ++seq) {
+    std::mt19937 random(value_seed + static_cast<uint32_t>(seq));
+    for (int64_t position = 0; position < lengths[seq]; ++position) {
+      int32_t& page = scene.page_table.data<int32_t>()[seq * pages_max + position / kPageTokens];
+      if (position % kPageTokens == 0) {
+        page = free_pages.back();
+        free_pages.pop_back();
+      }
+      const int64_t row = (page * kPageTokens + position % kPageTokens) * dims.kv_dim();
+      for (int64_t c = 0; c < dims.kv_dim(); ++c) {
+        const float value = normal(random);
+        if (cache_dtype == DType::kF32) {
+          scene.cache.data<float>()[row + c] = value;
+        } else {
+          scene.cache.data<uint16_t>()[row + c] = F32ToBf16(value);
+        }
+      }
+    }
+  }
+  return scene;
+}
+
+// Unabsorbed attention in double: keys and values of the head are made from the latents.
+std::vector<double> Reference(const Scene& scene, const OwnedWeight& kv_b, const float* q,
+                              int64_t seq, int64_t position, float scale) {
+  const MlaDims& d = scene.dims;
+  std::vector<double> out;
+  for (int64_t head = 0; head < d.num_heads; ++head) {
+    const double* w = kv_b.values.data() + head * (d.nope_dim + d.v_dim) * d.kv_lora_rank;
+    const float* qh = q + head * d.q_dim();
+    std::vector<double> scores;
+    for (int64_t p = 0; p <= position; ++p) {
+      double score = 0;
+      for (int64_t r = 0; r < d.nope_dim; ++r) {
+        double key = 0;
+        for (int64_t c = 0; c < d.kv_lora_rank; ++c) {
+          key += w[r * d.kv_lora_rank + c] * scene.At(seq, p, c);
+        }
+        score += key * qh[r];
+      }
+      for (int64_t r = 0; r < d.rope_dim; ++r) {
+        score += static_cast<double>(qh[d.nope_dim + r]) * scene.At(seq, p, d.kv_lora_rank + r);
+      }
+      scores.push_back(score * scale);
+    }
+    const double max = *std::max_element(scores.begin(), scores.end());
+    double total = 0;
+    for (double& score : scores) total += score = std::exp(score - max);
+    for (int64_t r = 0; r < d.v_dim; ++r) {
+      double sum = 0;
+      for (int64_t p = 0; p <= position; ++p) {
+        double value = 0;
+        for (int64_t c = 0; c < d.kv_lora_rank; ++c) {
+          value += w[(d.nope_dim + r) * d.kv_lora_rank + c] * scene.At(seq, p, c);
+        }
+        sum += scores[p] / total * value;
+      }
+      out.push_back(sum);
+    }
+  }
+  return out;
+}
+
+struct Token {
+  int32_t seq;
+  int32_t position;
+};
+
+OwnedWeight MakeKvB(const MlaDims& dims, DType dtype, int64_t offset = 0) {
+  return RandomWeight(dtype, dims.num_heads * (dims.nope_dim + dims.v_dim), dims.kv_lora_rank, 77,
+                      0.3f / std::sqrt(static_cast<float>(dims.kv_lora_rank)) * 3, offset);
+}
+
+float ScaleOf(const MlaDims& dims) { return 1.0f / std::sqrt(static_cast<float>(dims.q_dim())); }
+
+OwnedTensor Absorbed(const Scene& scene, const OwnedWeight& kv_b, const OwnedTensor& q,
+                     const std::vector<Token>& tokens, const CpuSetting& setting = kDefault) {
+  const int64_t count = static_cast<int64_t>(tokens.size());
+  std::vector<int32_t> seqs, positions;
+  for (const Token& token : tokens) {
+    seqs.push_back(token.seq);
+    positions.push_back(token.position);
+  }
+  const OwnedTensor seq_of_token = MakeI32({count}, seqs);
+  const OwnedTensor position = MakeI32({count}, positions);
+  OwnedTensor out(DType::kF32, {count, scene.dims.num_heads * scene.dims.v_dim});
+  OpsUnderTest ops(setting);
+  const absl::Status status =
+      MakeCpuAttentionOps(ops.context())
+          ->MlaAbsorbed(
+              {scene.dims, q.view(), kv_b.view, scene.cache.view(), scene.page_table.view(),
+               seq_of_token.view(), position.view(), ScaleOf(scene.dims), out.view()},
+              StreamId{});
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(out.GuardsIntact());
+  return out;
+}
+
+OwnedTensor Prompt(const Scene& scene, const OwnedWeight& kv_b, const OwnedTensor& q,
+                   int64_t first_position, const CpuSetting& setting = kDefault) {
+  OwnedTensor out(DType::kF32, {q.view().rows(), scene.dims.num_heads * scene.dims.v_dim});
+  const TensorView pages(scene.page_table.data<int32_t>(), DType::kI32,
+                         {scene.page_table.view().dims[1]});
+  OpsUnderTest ops(setting);
+  const absl::Status status =
+      MakeCpuAttentionOps(ops.context())
+          ->MlaPrompt({scene.dims, q.view(), kv_b.view, scene.cache.view(), pages, first_position,
+                       ScaleOf(scene.dims), out.view()},
+                      StreamId{});
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(out.GuardsIntact());
+  return out;
+}
+
+// The largest error relative to the largest reference value of the row.
+double RelativeError(const float* got, const std::vector<double>& want) {
+  double largest = 0, error = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    largest = std::max(largest, std::fabs(want[i]));
+    if (!(std::fabs(got[i] - want[i]) <= error)) error = std::fabs(got[i] - want[i]);
+  }
+  return error / largest;
+}
+
+TEST(MlaAbsorbed, MatchesUnabsorbedDoubleAtEveryLength) {
+  struct Case {
+    MlaDims dims;
+    DType weights;
+    DType cache;
+  };
+  const Case cases[] = {
+      {kTiny, DType::kBF16, DType::kF32},   {kTiny, DType::kF8E4M3, DType::kBF16},
+      {kOdd, DType::kF32, DType::kF32},     {kOdd, DType::kF16, DType::kBF16},
+      {kOdd, DType::kF8E4M3, DType::kF32},  {kV3Head, DType::kF8E4M3, DType::kF32},
+      {kV3Head, DType::kBF16, DType::kBF16}};
+  for (const Case& c : cases) {
+    const std::vector<int64_t> lengths = {1, 2, 63, 64, 65, 130, 193};
+    const Scene scene = MakeScene(c.dims, c.cache, lengths, 5, 6);
+    const OwnedWeight kv_b = MakeKvB(c.dims, c.weights, c.dims.kv_lora_rank == 37 ? 3 : 0);
+    std::vector<Token> tokens;
+    for (size_t seq = 0; seq < lengths.size(); ++seq) {
+      tokens.push_back({static_cast<int32_t>(seq), static_cast<int32_t>(lengths[seq] - 1)});
+    }
+    const int64_t count = static_cast<int64_t>(tokens.size());
+    const OwnedTensor q = RandomF32({count, c.dims.num_heads * c.dims.q_dim()}, 8, 1.0f);
+    const OwnedTensor out = Absorbed(scene, kv_b, q, tokens);
+    for (int64_t t = 0; t < count; ++t) {
+      const std::vector<double> want =
+          Reference(scene, kv_b, q.data<float>() + t * c.dims.num_heads * c.dims.q_dim(),
+                    tokens[t].seq, tokens[t].position, ScaleOf(c.dims));
+      EXPECT_LT(RelativeError(out.data<float>() + t * static_cast<int64_t>(want.size()), want),
+                2e-6)
+          << DTypeName(c.weights) << " weights, length " << lengths[t];
+    }
+  }
+}
+
+TEST(MlaAbsorbed, NoTokensIsFine) {
+  const Scene scene = MakeScene(kTiny, DType::kF32, {1}, 5, 6);
+  Absorbed(scene, MakeKvB(kTiny, DType::kF32), OwnedTensor(DType::kF32, {0, 8 * 64}), {});
+}
+
+// numerics: exact. A token's bits are the same alone and in any company, whichever pages hold its
+// rows, on every instruction set and thread count.
+TEST(MlaAbsorbed, ExactBitsDependOnTheTokensRowsAlone) {
+  for (const MlaDims& dims : {kTiny, kOdd}) {
+    const std::vector<int64_t> lengths = {70, 1, 129, 64, 200};
+    const OwnedWeight kv_b = MakeKvB(dims, DType::kBF16);
+    std::vector<Token> tokens;
+    for (int32_t i = 0; i < 21; ++i) {
+      const int32_t seq = i % 5;
+      tokens.push_back({seq, static_cast<int32_t>((lengths[seq] - 1) * (i / 5) / 4)});
+    }
+    const int64_t width = dims.num_heads * dims.q_dim();
+    const OwnedTensor q = RandomF32({21, width}, 9);
+    const Scene scene = MakeScene(dims, DType::kF32, lengths, 5, 6);
+    const OwnedTensor want =
+        Absorbed(scene, kv_b, q, tokens, {CpuIsa::kGeneric, 1, Numerics::kExact});
+    for (const CpuSetting& setting : AllSettings(Numerics::kExact)) {
+      const Scene shuffled =
+          MakeScene(dims, DType::kF32, lengths, 5, 100 + static_cast<uint32_t>(setting.threads));
+      EXPECT_TRUE(Absorbed(shuffled, kv_b, q, tokens, setting).SameBytes(want)) << Name(setting);
+      for (size_t t = 0; t < tokens.size(); t += 4) {
+        const OwnedTensor one = MakeF32(
+            {1, width},
+            std::vector<float>(q.data<float>() + t * width, q.data<float>() + (t + 1) * width));
+        const OwnedTensor alone = Absorbed(scene, kv_b, one, {tokens[t]}, setting);
+        const int64_t out_width = dims.num_heads * dims.v_dim;
+        EXPECT_TRUE(std::equal(alone.data<float>(), alone.data<float>() + out_width,
+                               want.data<float>() + t * out_width))
+            << Name(setting) << " token " << t;
+      }
+    }
+  }
+}
+
+// Scores far apart, and the largest in every place of a page.
+TEST(MlaAbsorbed, SoftmaxFollowsARisingMaximum) {
+  const MlaDims dims = kOdd;
+  Scene scene = MakeScene(dims, DType::kF32, {150}, 5, 6);
+  for (int64_t p = 0; p < 150; ++p) {
+    const int64_t page = scene.page_table.data<int32_t>()[p / kPageTokens];
+    float* row = scene.cache.data<float>() + (page * kPageTokens + p % kPageTokens) * dims.kv_dim();
+    for (int c = 0; c < dims.rope_dim; ++c) {
+      row[dims.kv_lora_rank + c] = static_cast<float>(p % 37) * 3;
+    }
+  }
+  const OwnedWeight kv_b = MakeKvB(dims, DType::kF32);
+  const OwnedTensor q = RandomF32({1, dims.num_heads * dims.q_dim()}, 4, 2.0f);
+  const OwnedTensor out = Absorbed(scene, kv_b, q, {{0, 149}});
+  const std::vector<double> want = Reference(scene, kv_b, q.data<float>(), 0, 149, ScaleOf(dims));
+  EXPECT_LT(RelativeError(out.data<float>(), want), 2e-5);
+}
+
+TEST(MlaPrompt, MatchesUnabsorbedDouble) {
+  struct Case {
+    MlaDims dims;
+    DType weights;
+    DType cache;
+    int64_t first;
+    int64_t queries;
+  };
+  const Case cases[] = {
+      {kTiny, DType::kBF16, DType::kF32, 0, 1},     {kTiny, DType::kBF16, DType::kF32, 0, 64},
+      {kTiny, DType::kF8E4M3, DType::kBF16, 0, 65}, {kTiny, DType::kBF16, DType::kBF16, 63, 2},
+      {kTiny, DType::kF32, DType::kBF16, 70, 63},   {kOdd, DType::kF16, DType::kF32, 5, 130},
+      {kOdd, DType::kF8E4M3, DType::kF32, 64, 1},   {kV3Head, DType::kBF16, DType::kBF16, 10, 75}};
+  for (const Numerics numerics : {Numerics::kExact, Numerics::kFast}) {
+    for (const Case& c : cases) {
+      const Scene scene = MakeScene(c.dims, c.cache, {c.first + c.queries}, 5, 6);
+      const OwnedWeight kv_b = MakeKvB(c.dims, c.weights);
+      const int64_t width = c.dims.num_heads * c.dims.q_dim();
+      const OwnedTensor q = RandomF32({c.queries, width}, 8);
+      const OwnedTensor out = Prompt(scene, kv_b, q, c.first, {DetectCpuIsa(), 2, numerics});
+      for (int64_t t = 0; t<c.queries; t += c.queries> 20 ? 9 : 1) {
+        const std::vector<double> want =
+            Reference(scene, kv_b, q.data<float>() + t * width, 0, c.first + t, ScaleOf(c.dims));
+        EXPECT_LT(RelativeError(out.data<float>() + t * static_cast<int64_t>(want.size()), want),
+                  numerics == Numerics::kExact ? 2e-6 : 1.2e-2)
+            << DTypeName(c.weights) << " weights, first " << c.first << ", query " << t;
+      }
+    }
+  }
+}
+
+TEST(MlaPrompt, LongPromptsCutIntoRangesAgreeWithAbsorbed) {
+  const MlaDims dims = {
+      .num_heads = 2, .nope_dim = 16, .rope_dim = 8, .v_dim = 16, .kv_lora_rank = 32};
+  constexpr int64_t kQueries = 1500, kFirst = 17;
+  const Scene scene = MakeScene(dims, DType::kF32, {kFirst + kQueries}, 5, 6);
+  const OwnedWeight kv_b = MakeKvB(dims, DType::kF32);
+  const OwnedTensor q = RandomF32({kQueries, dims.num_heads * dims.q_dim()}, 8);
+  std::vector<Token> tokens;
+  for (int32_t i = 0; i < kQueries; ++i) tokens.push_back({0, static_cast<int32_t>(kFirst) + i});
+  const OwnedTensor want = Absorbed(scene, kv_b, q, tokens);
+  const OwnedTensor out = Prompt(scene, kv_b, q, kFirst, {DetectCpuIsa(), 2, Numerics::kExact});
+  for (int64_t i = 0; i < out.size(); ++i) {
+    ASSERT_NEAR(out.data<float>()[i], want.data<float>()[i], 2e-5) << i;
+  }
+}
+
+// Angles of MlaCacheWrite's table: per position rope_dim / 2 cosines, then as many sines.
+OwnedTensor MakeCosSin(int64_t positions, int64_t rope_dim) {
+  OwnedTensor table(DType::kF32, {positions, rope_dim});
+  for (int64_t p = 0; p < positions; ++p) {
+    for (int64_t i = 0; i < rope_dim / 2; ++i) {
+      const double angle = static_cast<double>(p) * std::pow(100.0, -2.0 * i / rope_dim);
+      table.data<float>()[p * rope_dim + i] = static_cast<float>(std::cos(angle));
+      table.data<float>()[p * rope_dim + rope_dim / 2 + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+  return table;
+}
+
+struct CacheWriteResult {
+  OwnedTensor q, cache;
+};
+
+CacheWriteResult CacheWrite(const MlaDims& dims, DType cache_dtype, const OwnedTensor& q_before,
+                            const OwnedTensor& kv_a, const std::vector<int32_t>& positions,
+                            const std::vector<int32_t>& rows, const CpuSetting& setting) {
+  const int64_t count = static_cast<int64_t>(positions.size());
+  CacheWriteResult result = {q_before, OwnedTensor(cache_dtype, {3, kPageTokens, dims.kv_dim()})};
+  const OwnedTensor norm = RandomF32({dims.kv_lora_rank}, 4, 0.1f, 1.0f);
+  const OwnedTensor table = MakeCosSin(50, dims.rope_dim);
+  const OwnedTensor position = MakeI32({count}, positions);
+  const OwnedTensor kv_rows = MakeI32({count}, rows);
+  OpsUnderTest ops(setting);
+  const absl::Status status =
+      MakeCpuAttentionOps(ops.context())
+          ->MlaCacheWrite({dims, result.q.view(), kv_a.view(), norm.view(), 1e-6f, table.view(),
+                           position.view(), kv_rows.view(), result.cache.view()},
+                          StreamId{});
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(result.q.GuardsIntact() && result.cache.GuardsIntact());
+  return result;
+}
+
+// k_pe is rotated but not normed; the latent is normed but not rotated; pairs are (2i, 2i + 1).
+TEST(MlaCacheWrite, NormsTheLatentAndTurnsInterleavedPairs) {
+  for (const MlaDims& dims : {kTiny, kOdd, kV3Head}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      const std::vector<int32_t> positions = {0, 49, 7, 7};
+      const std::vector<int32_t> rows = {64, 191, -1, 0};
+      const OwnedTensor q = RandomF32({4, dims.num_heads * dims.q_dim()}, 1);
+      const OwnedTensor kv_a = RandomF32({4, dims.kv_dim()}, 2, 3.0f);
+      const CacheWriteResult result = CacheWrite(dims, dtype, q, kv_a, positions, rows, kDefault);
+      const OwnedTensor norm = RandomF32({dims.kv_lora_rank}, 4, 0.1f, 1.0f);
+      const auto turned = [&](const float* x, int64_t i, int32_t position) {
+        const double angle = position * std::pow(100.0, -2.0 * (i / 2) / dims.rope_dim);
+        const double even = x[i / 2 * 2], odd = x[i / 2 * 2 + 1];
+        return i % 2 == 0 ? even * std::cos(angle) - odd * std::sin(angle)
+                          : even * std::sin(angle) + odd * std::cos(angle);
+      };
+      std::vector<bool> written(3 * kPageTokens, false);
+      for (int64_t t = 0; t < 4; ++t) {
+        for (int64_t c = 0; c < dims.num_heads * dims.q_dim(); ++c) {
+          const int64_t index = t * dims.num_heads * dims.q_dim() + c;
+          const int64_t in_head = c % dims.q_dim();
+          const double want = in_head < dims.nope_dim
+                                  ? q.data<float>()[index]
+                                  : turned(q.data<float>() + index - in_head + dims.nope_dim,
+                                           in_head - dims.nope_dim, positions[t]);
+          EXPECT_NEAR(result.q.data<float>()[index], want, 2e-6);
+        }
+        if (rows[t] < 0) continue;
+        written[rows[t]] = true;
+        const float* source = kv_a.data<float>() + t * dims.kv_dim();
+        double squares = 0;
+        for (int64_t c = 0; c < dims.kv_lora_rank; ++c) squares += std::pow(source[c], 2);
+        const double factor = 1 / std::sqrt(squares / dims.kv_lora_rank + 1e-6);
+        for (int64_t c = 0; c < dims.kv_dim(); ++c) {
+          const int64_t index = rows[t] * dims.kv_dim() + c;
+          const double want = c < dims.kv_lora_rank ? source[c] * factor * norm.data<float>()[c]
+                                                    : turned(source + dims.kv_lora_rank,
+                                                             c - dims.kv_lora_rank, positions[t]);
+          if (dtype == DType::kF32) {
+            EXPECT_NEAR(result.cache.data<float>()[index], want, 3e-6);
+          } else {
+            EXPECT_NEAR(Bf16ToF32(result.cache.data<uint16_t>()[index]), want,
+                        std::fabs(want) / 256 + 1e-7);
+          }
+        }
+      }
+      for (int64_t row = 0; row < 3 * kPageTokens; ++row) {
+        if (written[row]) continue;
+        const uint8_t* bytes = result.cache.data<uint8_t>() +
+                               row * dims.kv_dim() * static_cast<int64_t>(DTypeBytes(dtype));
+        EXPECT_EQ(bytes[0], 0xff) << row;  // as poisoned
+      }
+    }
+  }
+}
+
+TEST(MlaCacheWrite, BitsAreTheSameEverywhere) {
+  constexpr int64_t kTokens = 40;
+  const OwnedTensor q = RandomF32({kTokens, kTiny.num_heads * kTiny.q_dim()}, 1);
+  const OwnedTensor kv_a = RandomF32({kTokens, kTiny.kv_dim()}, 2);
+  std::vector<int32_t> positions(kTokens), rows(kTokens);
+  for (int32_t i = 0; i < kTokens; ++i) {
+    positions[i] = i;
+    rows[i] = (i * 7) % 192;
+  }
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const CacheWriteResult want =
+        CacheWrite(kTiny, dtype, q, kv_a, positions, rows, {CpuIsa::kGeneric, 1, {}});
+    for (const CpuSetting& setting : AllSettings(Numerics::kExact)) {
+      const CacheWriteResult got = CacheWrite(kTiny, dtype, q, kv_a, positions, rows, setting);
+      EXPECT_TRUE(got.q.SameBytes(want.q)) << Name(setting);
+      EXPECT_TRUE(got.cache.SameBytes(want.cache)) << Name(setting);
+    }
+  }
+}
+
+// Attention depends on differences of positions alone when everything is rotated by them.
+TEST(MlaCacheWrite, RotationKeepsDotProductsOfEqualDistances) {
+  const MlaDims dims = kTiny;
+  const OwnedTensor q = RandomF32({2, dims.num_heads * dims.q_dim()}, 1);
+  const OwnedTensor kv_a = RandomF32({2, dims.kv_dim()}, 2);
+  const auto dot = [&](int32_t q_position, int32_t k_position) {
+    const CacheWriteResult result =
+        CacheWrite(dims, DType::kF32, q, kv_a, {q_position, k_position}, {-1, 0}, kDefault);
+    double sum = 0;
+    for (int64_t i = 0; i < dims.rope_dim; ++i) {
+      sum += static_cast<double>(result.q.data<float>()[dims.nope_dim + i]) *
+             result.cache.data<float>()[dims.kv_lora_rank + i];
+    }
+    return sum;
+  };
+  EXPECT_NEAR(dot(10, 3), dot(47, 40), 2e-5);
+  EXPECT_GT(std::fabs(dot(10, 3) - dot(10, 4)), 1e-3);
+}
+
+TEST(Mla, RefusesWhatDoesNotFit) {
+  const MlaDims dims = kTiny;
+  const Scene scene = MakeScene(dims, DType::kF32, {65}, 5, 6);
+  const OwnedWeight kv_b = MakeKvB(dims, DType::kBF16);
+  const OwnedTensor q = RandomF32({1, dims.num_heads * dims.q_dim()}, 4);
+  const OwnedTensor out(DType::kF32, {1, dims.num_heads * dims.v_dim});
+  OpsUnderTest ops(kDefault);
+  const std::unique_ptr<AttentionOps> attention = MakeCpuAttentionOps(ops.context());
+  const auto absorbed = [&](int32_t seq, int32_t position, const WeightView& weight,
+                            TensorView page_table) {
+    const OwnedTensor seqs = MakeI32({1}, {seq});
+    const OwnedTensor positions = MakeI32({1}, {position});
+    return std::string(attention
+                           ->MlaAbsorbed({dims, q.view(), weight, scene.cache.view(), page_table,
+                                          seqs.view(), positions.view(), 1.0f, out.view()},
+                                         StreamId{})
+                           .message());
+  };
+  const TensorView table = scene.page_table.view();
+  EXPECT_EQ(absorbed(0, 64, kv_b.view, table), "");
+  EXPECT_THAT(absorbed(1, 64, kv_b.view, table), testing::HasSubstr("seq_of_token[0] is 1"));
+  EXPECT_THAT(absorbed(0, 128, kv_b.view, table), testing::HasSubstr("129 positions"));
+  EXPECT_THAT(absorbed(0, -1, kv_b.view, table), testing::HasSubstr("0 positions"));
+  EXPECT_THAT(absorbed(0, 64, kv_b.view.RowSlice(0, 100), table), testing::HasSubstr("[100, 128]"));
+  const OwnedTensor bad_pages = MakeI32({1, 2}, {0, 3});
+  EXPECT_THAT(absorbed(0, 64, kv_b.view, bad_pages.view()), testing::HasSubstr("is 3 of 3"));
+  const OwnedTensor unused = MakeI32({1, 2}, {0, -1});
+  EXPECT_THAT(absorbed(0, 64, kv_b.view, unused.view()), testing::HasSubstr("is -1 of 3"));
+  EXPECT_EQ(absorbed(0, 63, kv_b.view, unused.view()), "");
+}
+
+}  // namespace
+}  // namespace sluice

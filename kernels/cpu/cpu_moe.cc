@@ -1,0 +1,200 @@
+// Gate, permutation and combination of a mixture of experts on the CPU.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status.h"
+#include "kernels/cpu/cpu_context.h"
+#include "kernels/cpu/fork.h"
+#include "kernels/cpu/gate_row.h"
+#include "kernels/cpu/row_kernels.h"
+
+namespace sluice {
+namespace {
+
+absl::Status CheckGate(const GateParams& params) {
+  SLUICE_RETURN_IF_ERROR(CheckTensor("logits", params.logits, DType::kF32, {-1, -1}));
+  const int64_t tokens = params.logits.rows();
+  const int64_t experts = params.logits.dims[1];
+  SLUICE_RETURN_IF_ERROR(CheckTensor("expert_ids", params.expert_ids, DType::kI32, {tokens, -1}));
+  const int64_t top_k = params.expert_ids.dims[1];
+  SLUICE_RETURN_IF_ERROR(
+      CheckTensor("expert_weights", params.expert_weights, DType::kF32, {tokens, top_k}));
+  if (params.bias.data != nullptr) {
+    SLUICE_RETURN_IF_ERROR(CheckTensor("bias", params.bias, DType::kF32, {experts}));
+  }
+  if (params.expert_load.data != nullptr) {
+    SLUICE_RETURN_IF_ERROR(CheckTensor("expert_load", params.expert_load, DType::kI64, {experts}));
+  }
+  const bool grouped = params.group_score != GroupScore::kNone;
+  if (grouped &&
+      (params.num_groups < 1 || params.num_groups > 256 || experts % params.num_groups != 0 ||
+       params.topk_groups < 1 || params.topk_groups > params.num_groups)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "gate: ", params.topk_groups, " of ", params.num_groups, " groups of ", experts,
+        " experts; wanted at most 256 equal groups, and between 1 and all of them kept"));
+  }
+  const int64_t reachable = grouped ? experts / params.num_groups * params.topk_groups : experts;
+  if (top_k < 1 || top_k > reachable) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("gate: top_k ", top_k, " of ", reachable, " experts within reach"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckPermute(const MoePermuteParams& params) {
+  SLUICE_RETURN_IF_ERROR(CheckTensor("x", params.x, DType::kF32, {-1, -1}));
+  const int64_t tokens = params.x.rows();
+  SLUICE_RETURN_IF_ERROR(CheckTensor("expert_ids", params.expert_ids, DType::kI32, {tokens, -1}));
+  const int64_t top_k = params.expert_ids.dims[1];
+  SLUICE_RETURN_IF_ERROR(CheckTensor("slot_of_expert", params.slot_of_expert, DType::kI32, {-1}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("offsets", params.offsets, DType::kI32, {-1}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("pair_rows", params.pair_rows, DType::kI32, {tokens, top_k}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("rows_x", params.rows_x, DType::kF32, {-1, params.x.dims[1]}));
+  if (params.offsets.rows() < 1) return absl::InvalidArgumentError("offsets: empty");
+  if (params.rows_x.rows() < tokens * top_k) {
+    return absl::InvalidArgumentError(absl::StrCat("rows_x: ", params.rows_x.rows(), " rows for ",
+                                                   tokens, " tokens of ", top_k, " experts"));
+  }
+  const int64_t experts = params.slot_of_expert.rows();
+  const int64_t slots = params.offsets.rows() - 1;
+  for (int64_t e = 0; e < experts; ++e) {
+    const int32_t slot = params.slot_of_expert.As<int32_t>()[e];
+    if (slot < -1 || slot >= slots) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("slot_of_expert[", e, "] is ", slot, ", there are ", slots, " slots"));
+    }
+  }
+  for (int64_t token = 0; token < tokens; ++token) {
+    for (int64_t k = 0; k < top_k; ++k) {
+      const int32_t expert = params.expert_ids.Row<int32_t>(token)[k];
+      if (expert < 0 || expert >= experts) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("expert_ids[", token, ", ", k, "] is ", expert, ", there are ", experts));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCombine(const MoeCombineParams& params) {
+  SLUICE_RETURN_IF_ERROR(CheckTensor("out", params.out, DType::kF32, {-1, -1}));
+  const int64_t tokens = params.out.rows();
+  const int64_t hidden = params.out.dims[1];
+  SLUICE_RETURN_IF_ERROR(CheckTensor("rows", params.rows, DType::kF32, {-1, hidden}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("pair_rows", params.pair_rows, DType::kI32, {tokens, -1}));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("expert_weights", params.expert_weights, DType::kF32,
+                                     {tokens, params.pair_rows.dims[1]}));
+  if (params.shared.data != nullptr) {
+    SLUICE_RETURN_IF_ERROR(CheckTensor("shared", params.shared, DType::kF32, {tokens, hidden}));
+  }
+  return absl::OkStatus();
+}
+
+class CpuMoeOps final : public MoeOps {
+ public:
+  explicit CpuMoeOps(const CpuContext& context)
+      : pool_(context.pool),
+        kernels_(SLUICE_CHOOSE_KERNELS(context.isa, GetRowKernels)),
+        scratch_(context.pool.threads()) {}
+
+  absl::Status Gate(const GateParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckGate(params));
+    const int64_t tokens = params.logits.rows();
+    const int64_t experts = params.logits.dims[1];
+    const int64_t top_k = params.expert_ids.dims[1];
+    const GateRule rule = {params.group_score,      params.num_groups, params.topk_groups,
+                           static_cast<int>(top_k), params.normalize,  params.scaling};
+    for (std::vector<float>& scratch : scratch_) {
+      if (static_cast<int64_t>(scratch.size()) < 2 * experts) {
+        scratch.resize(static_cast<size_t>(2 * experts));
+      }
+    }
+    ForkIfWorth(pool_, tokens, experts * 8, [&](int64_t token, int worker) {
+      float* scores = scratch_[worker].data();
+      const float* logits = params.logits.Row<float>(token);
+      if (params.scoring == GateScoring::kSigmoid) {
+        kernels_.sigmoid(logits, experts, scores);
+      } else {
+        kernels_.softmax(logits, experts, scores);
+      }
+      GateRow(rule, scores, params.bias.As<float>(), experts, scores + experts,
+              params.expert_ids.Row<int32_t>(token), params.expert_weights.Row<float>(token));
+    });
+    if (params.expert_load.data == nullptr) return absl::OkStatus();
+    int64_t* load = params.expert_load.As<int64_t>();
+    for (int64_t token = 0; token < tokens; ++token) {
+      for (int64_t k = 0; k < top_k; ++k) ++load[params.expert_ids.Row<int32_t>(token)[k]];
+    }
+    return absl::OkStatus();
+  }
+
+  // A counting sort: rows of a slot come out in order of token.
+  absl::Status Permute(const MoePermuteParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckPermute(params));
+    const int64_t tokens = params.x.rows();
+    const int64_t hidden = params.x.dims[1];
+    const int64_t top_k = params.expert_ids.dims[1];
+    const int64_t slots = params.offsets.rows() - 1;
+    const int32_t* slot_of_expert = params.slot_of_expert.As<int32_t>();
+    int32_t* offsets = params.offsets.As<int32_t>();
+    next_row_.assign(static_cast<size_t>(slots), 0);
+    for (int64_t token = 0; token < tokens; ++token) {
+      for (int64_t k = 0; k < top_k; ++k) {
+        const int32_t slot = slot_of_expert[params.expert_ids.Row<int32_t>(token)[k]];
+        if (slot >= 0) ++next_row_[slot];
+      }
+    }
+    offsets[0] = 0;
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      offsets[slot + 1] = offsets[slot] + next_row_[slot];
+      next_row_[slot] = offsets[slot];
+    }
+    for (int64_t token = 0; token < tokens; ++token) {
+      for (int64_t k = 0; k < top_k; ++k) {
+        const int32_t slot = slot_of_expert[params.expert_ids.Row<int32_t>(token)[k]];
+        params.pair_rows.Row<int32_t>(token)[k] = slot >= 0 ? next_row_[slot]++ : -1;
+      }
+    }
+    ForkIfWorth(pool_, tokens, hidden / 8 * top_k, [&](int64_t token) {
+      for (int64_t k = 0; k < top_k; ++k) {
+        const int32_t row = params.pair_rows.Row<int32_t>(token)[k];
+        if (row < 0) continue;
+        std::memcpy(params.rows_x.Row<float>(row), params.x.Row<float>(token),
+                    static_cast<size_t>(hidden) * sizeof(float));
+      }
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status Combine(const MoeCombineParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckCombine(params));
+    const int64_t hidden = params.out.dims[1];
+    const int64_t top_k = params.pair_rows.dims[1];
+    ForkIfWorth(pool_, params.out.rows(), hidden / 8 * (top_k + 2), [&](int64_t token) {
+      const float* shared =
+          params.shared.data == nullptr ? nullptr : params.shared.Row<float>(token);
+      kernels_.combine(params.rows.As<float>(), params.rows.row_stride,
+                       params.pair_rows.Row<int32_t>(token),
+                       params.expert_weights.Row<float>(token), top_k, shared, hidden,
+                       params.out.Row<float>(token));
+    });
+    return absl::OkStatus();
+  }
+
+ private:
+  ThreadPool& pool_;
+  const RowKernels& kernels_;
+  std::vector<std::vector<float>> scratch_;  // per worker: scores, then biased scores
+  std::vector<int32_t> next_row_;            // per slot
+};
+
+}  // namespace
+
+std::unique_ptr<MoeOps> MakeCpuMoeOps(const CpuContext& context) {
+  return std::make_unique<CpuMoeOps>(context);
+}
+
+}  // namespace sluice
