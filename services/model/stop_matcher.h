@@ -37,7 +37,7 @@ class StopMatcher {
   // After a stop was found, further text is dropped and the result stays empty with that stop.
   Result Feed(absl::string_view text);
 
-  // The text is over: what was held back, for it is no stop string after all.
+  // The text is over: what was held back, for it is no stop string after all. Empty after a stop.
   std::string Flush();
 
  private:
@@ -49,6 +49,9 @@ class StopMatcher {
   };
 
   StopMatcher() = default;
+  void AddStop(const std::string& stop, int32_t index);
+  void LinkFails();
+  int32_t ChildOf(int32_t node, uint8_t byte) const;  // -1: none
   int32_t Step(int32_t state, uint8_t byte) const;
 
   std::vector<Node> nodes_;  // the root is 0
