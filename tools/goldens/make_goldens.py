@@ -39,7 +39,7 @@ def make(name, seed):
     """Golden tensors of one geometry and seed, checked against the float64 reference."""
     config = checkpoint.load_config(name)
     weights = checkpoint.make_weights(config, seed)
-    model = transformers_model.load_random(config, weights)
+    model = transformers_model.load(config, weights)
     tensors, worst, smallest_gap = {}, 0.0, np.inf
     for length in PROMPT_LENGTHS:
         ids = checkpoint.prompt_ids(seed, length, config["vocab_size"])
@@ -84,7 +84,9 @@ def metadata(**extra):
     }
 
 
-def write(name, tensors, **extra):
+def write(name, tensors, seed=None, **extra):
+    if seed is not None:
+        tensors["seed"] = np.array([seed], np.int32)
     path = checkpoint.CONFIGS.parent / f"{name}.safetensors"
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, metadata(**extra))
     print(f"{path.name}: {path.stat().st_size} bytes, {extra}", flush=True)

@@ -27,7 +27,8 @@ TRAPS = {
     "scoring_flipped": ("softmax for sigmoid, or sigmoid for softmax", lambda c: True),
     "no_shared_expert": ("shared expert left out", lambda c: True),
     "expert_missing": ("expert 0 of every layer left out", lambda c: True),
-    "latent_eps": ("rms_norm_eps in the q_a and kv_a norms (they use 1e-6)", lambda c: _odd_eps(c)),
+    "q_latent_eps": ("rms_norm_eps in the q_a norm", lambda c: c["q_lora_rank"] and _odd_eps(c)),
+    "kv_latent_eps": ("rms_norm_eps in the kv_a norm (both use 1e-6)", lambda c: _odd_eps(c)),
     "layer_eps": ("1e-6 in the layer norms, whatever rms_norm_eps says", lambda c: _odd_eps(c)),
     "causal_plus_one": ("a token also sees the next one", lambda c: True),
     "causal_minus_one": ("a token does not see itself (but for the first)", lambda c: True),
@@ -135,16 +136,17 @@ class Layers:
     def attention(self, x, layer):
         c, n, p = self._c, len(x), f"{layer}.self_attn"
         heads, nope, lora = c["num_attention_heads"], c["qk_nope_head_dim"], c["kv_lora_rank"]
-        latent_eps = c["rms_norm_eps"] if self._trap == "latent_eps" else 1e-6
+        q_eps = c["rms_norm_eps"] if self._trap == "q_latent_eps" else 1e-6
+        kv_eps = c["rms_norm_eps"] if self._trap == "kv_latent_eps" else 1e-6
         if c["q_lora_rank"]:
             latent = self._linear(x, f"{p}.q_a_proj")
-            latent = _rms_norm(latent, self._get(f"{p}.q_a_layernorm.weight"), latent_eps)
+            latent = _rms_norm(latent, self._get(f"{p}.q_a_layernorm.weight"), q_eps)
             q = self._linear(latent, f"{p}.q_b_proj")
         else:
             q = self._linear(x, f"{p}.q_proj")
         q = q.reshape(n, heads, -1)
         kv_a = self._linear(x, f"{p}.kv_a_proj_with_mqa")
-        latent = _rms_norm(kv_a[:, :lora], self._get(f"{p}.kv_a_layernorm.weight"), latent_eps)
+        latent = _rms_norm(kv_a[:, :lora], self._get(f"{p}.kv_a_layernorm.weight"), kv_eps)
         k_pe = kv_a[:, None, lora:]
         if self._trap == "k_pe_normed":
             k_pe = k_pe / np.sqrt((kv_a[:, :lora] ** 2).mean(-1) + 1e-6)[:, None, None]

@@ -17,39 +17,23 @@ _CLASSES = {
 }
 
 
-def load_random(config, weights):
+def load(config, weights):
     """The model with these weights (name -> f32 array): written as a checkpoint, then loaded."""
     config = {k: v for k, v in config.items() if k != "quantization_config"}
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "config.json").write_text(json.dumps(config))
         save_file(weights, Path(directory) / "model.safetensors", metadata={"format": "pt"})
-        model, info = _load(directory, config["model_type"])
+        model, info = _CLASSES[config["model_type"]].from_pretrained(
+            directory,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            output_loading_info=True,
+        )
     problems = {k: v for k, v in info.items() if v and k != "error_msgs"}
     if problems:
         raise ValueError(f"transformers did not take the weights as they are: {problems}")
-    return model
-
-
-def load_directory(directory):
-    """The model of a checkpoint directory; its MTP tensors are left out, as transformers does."""
-    config = json.loads((Path(directory) / "config.json").read_text())
-    model, info = _load(directory, config["model_type"])
-    mtp = f"model.layers.{config['num_hidden_layers']}."
-    unexpected = [key for key in info["unexpected_keys"] if not key.startswith(mtp)]
-    if info["missing_keys"] or unexpected:
-        raise ValueError(f"missing {info['missing_keys']}, unexpected {unexpected}")
-    return model
-
-
-def _load(directory, model_type):
-    model, info = _CLASSES[model_type].from_pretrained(
-        directory,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        experts_implementation="eager",
-        output_loading_info=True,
-    )
-    return model.eval(), info
+    return model.eval()
 
 
 class Recording:
@@ -94,8 +78,11 @@ class Recording:
 
 
 @torch.no_grad()
-def greedy(model, ids, steps):
-    """(tokens, margins, logprobs) of greedy decoding with a KV cache; margin = best - second."""
+def greedy(model, ids, steps, eos=None):
+    """(tokens, margins, logprobs) of greedy decoding with a KV cache; margin = best - second.
+
+    Ends after `steps` tokens, or with `eos`.
+    """
     tokens, margins, logprobs = [], [], []
     output = model(torch.tensor(ids)[None].long(), use_cache=True)
     for _ in range(steps):
@@ -104,6 +91,8 @@ def greedy(model, ids, steps):
         tokens.append(int(logits.argmax()))
         margins.append(float(best[0] - best[1]))
         logprobs.append(float(logits.log_softmax(-1).max()))
+        if tokens[-1] == eos:
+            break
         output = model(
             torch.tensor([[tokens[-1]]]), past_key_values=output.past_key_values, use_cache=True
         )

@@ -21,7 +21,7 @@ class Golden:
         self.config = checkpoint.load_config(name)
         path = checkpoint.CONFIGS.parent / f"{name}.safetensors"
         with safe_open(path, "np") as file:
-            self.seed = int(file.metadata()["seed"])
+            self.seed = int(file.get_tensor("seed")[0])
             self.ids = file.get_tensor(f"prompt.{make_goldens.FULL_LENGTH}.ids")
             self.logits = file.get_tensor(f"prompt.{make_goldens.FULL_LENGTH}.all_logits")
         self.weights = checkpoint.make_weights(self.config, self.seed)
