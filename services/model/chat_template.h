@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -21,7 +22,8 @@ struct ChatMessage {
 };
 
 struct ChatOptions {
-  // Whether the model is to reason before it answers; only templates with `thinking_switch` obey.
+  // Whether the model is to reason before it answers. Only deepseek-v3.1 has the choice; the others
+  // always or never do.
   bool thinking = false;
 };
 
@@ -42,27 +44,25 @@ struct EncodedPrompt {
   bool in_thinking = false;
 };
 
-// One layout; all of them are
-//   {bos}{systems} then per turn <｜User｜>{content} or
-//   <｜Assistant｜>{content}<｜end▁of▁sentence｜> and at the end <｜Assistant｜>{opening of the
-//   reply}
+// One layout. All of them are
+//   {bos}{systems}, per turn <｜User｜>{content} or <｜Assistant｜>{opening}{content}{end of
+//   sentence}, and at the end <｜Assistant｜>{opening}
+// with their own openings.
 struct ChatLayout {
   enum class CutThinking { kNever, kThroughFirst, kThroughLast };
 
   std::string name;
   bool join_systems = true;  // system messages joined by a blank line; else the last one counts
-  CutThinking cut_thinking = CutThinking::kNever;  // </think> in assistant turns
-  bool thinking_switch = false;  // ChatOptions::thinking chooses between the two openings
-  // After <｜Assistant｜> at the end: the reply's opening; the second with thinking switched on.
-  std::string opening;
-  std::string thinking_opening;
-  // After <｜Assistant｜> of an earlier turn.
-  std::string turn_opening;
+  CutThinking cut_thinking = CutThinking::kNever;  // up to which </think> earlier replies are cut
+  bool mark_every_reply = true;  // else <｜Assistant｜> stands only where a user's turn came before
+  std::string turn_opening;      // of earlier replies
+  std::string opening;           // of the reply to come
+  std::string thinking_opening;  // the same with ChatOptions::thinking
 };
 
 class ChatTemplate {
  public:
-  // The names that ByName() takes: deepseek-v3, deepseek-r1, deepseek-r1-0528, deepseek-v3.1.
+  // The names that Create() takes: deepseek-v3, deepseek-r1, deepseek-r1-0528, deepseek-v3.1.
   static std::vector<std::string> Names();
 
   // Recognises the Jinja source of `tokenizer.chat_template()`, or takes the template called
@@ -85,8 +85,11 @@ class ChatTemplate {
   const std::string& name() const { return layout_.name; }
 
  private:
+  ChatTemplate(ChatLayout layout, std::string bos)
+      : layout_(std::move(layout)), bos_(std::move(bos)) {}
+
   ChatLayout layout_;
-  std::string bos_;
+  std::string bos_;  // the token's text
 };
 
 }  // namespace sluice::model

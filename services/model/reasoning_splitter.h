@@ -36,13 +36,11 @@ class ReasoningSplitter {
 
   Delta Emit(absl::string_view text);
 
-  int32_t think_id_ = -1;
-  int32_t end_think_id_ = -1;
-  std::string think_text_;
-  std::string end_think_text_;
+  int32_t think_id_;      // -1: none
+  int32_t end_think_id_;  // -1: none
   State state_;
-  bool at_line_start_;         // newlines that come now are dropped
-  std::string held_newlines_;  // of the reasoning, dropped if </think> follows
+  bool drops_newlines_;        // until something else comes
+  std::string held_newlines_;  // of the reasoning; dropped if </think> follows
 };
 
 }  // namespace sluice::model
