@@ -43,34 +43,49 @@ std::vector<ChatMessage> Messages(const json& list) {
   return messages;
 }
 
-TEST(ChatTemplate, TextAndIdsEqualTheJinjaTemplates) {
+// Compares with the goldens called `name`.
+void ExpectGoldens(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+                   const std::string& name) {
   const auto goldens = ReadJsonFile(std::string(kChatTestData) + "goldens.json", size_t{1} << 20);
   ASSERT_TRUE(goldens.ok()) << goldens.status();
+  int cases = 0;
+  for (const json& golden : *goldens) {
+    if (golden[0] != name) continue;
+    const std::vector<ChatMessage> messages = Messages(golden[1]);
+    const ChatOptions options = {.thinking = golden[2]};
+    const auto rendered = chat_template.Render(messages, options);
+    ASSERT_TRUE(rendered.ok()) << rendered.status();
+    std::string text;
+    for (const PromptSegment& segment : rendered->segments) text += segment.text;
+    EXPECT_EQ(text, golden[3].get<std::string>());
+    const auto encoded = chat_template.Encode(tokenizer, messages, options);
+    ASSERT_TRUE(encoded.ok()) << encoded.status();
+    EXPECT_EQ(encoded->in_thinking, rendered->in_thinking);
+    // Ids are only equal where nobody wrote control tokens.
+    if (golden[1].dump().find("think>") == std::string::npos) {
+      EXPECT_EQ(encoded->ids, golden[4].get<Ids>()) << golden[1];
+    }
+    ++cases;
+  }
+  EXPECT_GT(cases, 30) << name;
+}
+
+TEST(ChatTemplate, TextAndIdsEqualTheJinjaTemplates) {
   for (const std::string& name : ChatTemplate::Names()) {
     const auto tokenizer = TokenizerWithTemplate(ReadTemplate(name));
     const ChatTemplate chat_template = Make(*tokenizer);
     EXPECT_EQ(chat_template.name(), name);
-    int cases = 0;
-    for (const json& golden : *goldens) {
-      if (golden[0] != name) continue;
-      const std::vector<ChatMessage> messages = Messages(golden[1]);
-      const ChatOptions options = {.thinking = golden[2]};
-      const auto rendered = chat_template.Render(messages, options);
-      ASSERT_TRUE(rendered.ok()) << rendered.status();
-      std::string text;
-      for (const PromptSegment& segment : rendered->segments) text += segment.text;
-      EXPECT_EQ(text, golden[3].get<std::string>());
-      const auto encoded = chat_template.Encode(*tokenizer, messages, options);
-      ASSERT_TRUE(encoded.ok()) << encoded.status();
-      EXPECT_EQ(encoded->in_thinking, rendered->in_thinking);
-      // Ids are only equal where nobody wrote control tokens.
-      if (golden[1].dump().find("think>") == std::string::npos) {
-        EXPECT_EQ(encoded->ids, golden[4].get<Ids>()) << golden[1];
-      }
-      ++cases;
-    }
-    EXPECT_GT(cases, 30) << name;
+    ExpectGoldens(*tokenizer, chat_template, name);
   }
+}
+
+TEST(ChatTemplate, TheShippedModelHasR1sTemplate) {
+  const auto tokenizer = Tokenizer::Load("deploy/models/sluice-tiny");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const ChatTemplate chat_template = Make(**tokenizer);
+  EXPECT_EQ(chat_template.name(), "deepseek-r1");
+  ExpectGoldens(**tokenizer, chat_template, "sluice-tiny");
+  EXPECT_TRUE((*tokenizer)->add_bos_token());
 }
 
 TEST(ChatTemplate, SaysWhetherTheReplyStartsInTheReasoning) {

@@ -5,9 +5,10 @@ it as transformers renders them, and tokenized by Hugging Face `tokenizers`.
     python3 tools/goldens/make_chat_goldens.py
     python3 tools/goldens/make_chat_goldens.py --check NAME FILE
 
-One line a case: [template, messages, thinking, rendered text, ids]. With --check nothing is written:
-the conversations are rendered by the Jinja template in FILE (such as a checkpoint's own) and compared
-with what the template NAME gives.
+One line a case: [template, messages, thinking, rendered text, ids]; the template "sluice-tiny" is the
+shipped model's own, with its own tokenizer (run this again when that model changes). With --check
+nothing is written: the conversations are rendered by the Jinja template in FILE (such as a
+checkpoint's own) and compared with what the template NAME gives.
 """
 
 import json
@@ -17,7 +18,9 @@ import sys
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-TESTDATA = pathlib.Path(__file__).resolve().parents[2] / "services/model/testdata"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TESTDATA = ROOT / "services/model/testdata"
+TINY = ROOT / "deploy/models/sluice-tiny"
 NAMES = ["deepseek-v3", "deepseek-r1", "deepseek-r1-0528", "deepseek-v3.1"]
 BOS = "<｜begin▁of▁sentence｜>"
 
@@ -65,9 +68,12 @@ def main():
                     print(f"{messages}\n  want {want!r}\n  got  {got!r}")
         return
     tokenizer = Tokenizer.from_file(str(TESTDATA / "tokenizer/tokenizer.json"))
+    cases = [(name, (TESTDATA / f"chat/{name}.jinja").read_text(), tokenizer) for name in NAMES]
+    tiny_config = json.loads((TINY / "tokenizer_config.json").read_text())
+    cases.append(("sluice-tiny", tiny_config["chat_template"], Tokenizer.from_file(str(TINY / "tokenizer.json"))))
     lines = []
-    for name in NAMES:
-        template = compile_template((TESTDATA / f"chat/{name}.jinja").read_text())
+    for name, source, tokenizer in cases:
+        template = compile_template(source)
         for messages in conversations():
             for thinking in (False, True):
                 text = render(template, messages, thinking)
