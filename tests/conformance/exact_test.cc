@@ -46,14 +46,6 @@ class ExactTest : public ::testing::TestWithParam<Case> {
   Harness harness_;
 };
 
-// Engine: one vector per layer; golden: all layers in one tensor.
-template <typename T>
-std::vector<T> Joined(const std::vector<std::vector<T>>& layers) {
-  std::vector<T> all;
-  for (const std::vector<T>& layer : layers) all.insert(all.end(), layer.begin(), layer.end());
-  return all;
-}
-
 TEST_P(ExactTest, PromptsMatch) {
   for (const int length : kLengths) {
     SCOPED_TRACE(absl::StrCat("prompt of ", length));

@@ -50,6 +50,14 @@ struct StepRecord {
   std::vector<engine::SampledToken> sampled;  // [pieces]
 };
 
+// All layers in one, as goldens hold them.
+template <typename T>
+std::vector<T> Joined(const std::vector<std::vector<T>>& layers) {
+  std::vector<T> all;
+  for (const std::vector<T>& layer : layers) all.insert(all.end(), layer.begin(), layer.end());
+  return all;
+}
+
 class Harness {
  public:
   // Aborts, saying why, when the backend or the engine cannot be made. `model` may go afterwards.
