@@ -1,0 +1,72 @@
+#include "tools/sluice/model_options.h"
+
+#include <filesystem>
+#include <utility>
+
+#include "CLI/Config.hpp"
+#include "CLI/Formatter.hpp"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status.h"
+#include "kernels/cpu/cpu_backend.h"
+
+namespace sluice::cli {
+
+void AddModelOptions(CLI::App* command, ModelOptions* options) {
+  command->add_option("--model", options->dir, "checkpoint directory, as Hugging Face writes it")
+      ->required()
+      ->option_text("DIR REQUIRED");
+  command
+      ->add_option("--numerics", options->numerics,
+                   "exact: f32 throughout, the same bits whatever the batch; fast: may round "
+                   "activations to bf16")
+      ->check(CLI::IsMember({"exact", "fast"}))
+      ->capture_default_str()
+      ->option_text("exact|fast [exact]");
+  command->add_option("--threads", options->threads, "0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->option_text("N [0]");
+  command
+      ->add_option("--load-format", options->load_format,
+                   "dummy: seeded random weights in the geometry of DIR/config.json")
+      ->check(CLI::IsMember({"safetensors", "dummy"}))
+      ->option_text("safetensors|dummy [safetensors]");
+  command->add_option("--dummy-seed", options->dummy_seed, "seed of --load-format dummy")
+      ->option_text("N [0]");
+  command
+      ->add_option("--chat-template", options->chat_template,
+                   "name of the chat template, when the model's own is not recognised")
+      ->option_text("NAME");
+}
+
+absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
+  LoadedModel loaded;
+  SLUICE_ASSIGN_OR_RETURN(loaded.config, model::LoadModelConfig(options.dir));
+  if (std::filesystem::exists(std::filesystem::path(options.dir) / "tokenizer.json")) {
+    SLUICE_ASSIGN_OR_RETURN(loaded.tokenizer, model::Tokenizer::Load(options.dir));
+  }
+  const Numerics numerics = options.numerics == "exact" ? Numerics::kExact : Numerics::kFast;
+  SLUICE_ASSIGN_OR_RETURN(loaded.backend,
+                          MakeCpuBackend({.threads = options.threads, .numerics = numerics}));
+  SLUICE_ASSIGN_OR_RETURN(model::ModelWeights weights,
+                          model::LoadWeights(options.dir, loaded.config,
+                                             {.format = options.load_format == "dummy"
+                                                            ? model::LoadFormat::kDummy
+                                                            : model::LoadFormat::kSafetensors,
+                                              .dummy_seed = options.dummy_seed,
+                                              .show_progress = true,
+                                              .threads = options.threads}));
+  loaded.weights = std::make_shared<const model::ModelWeights>(std::move(weights));
+  loaded.engine_options = {
+      .kv_dtype = numerics == Numerics::kExact ? DType::kF32 : DType::kBF16,
+      .absorb_prompts = numerics == Numerics::kExact,
+  };
+  return loaded;
+}
+
+absl::Status NeedTokenizer(const LoadedModel& model, const ModelOptions& options) {
+  if (model.tokenizer != nullptr) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      options.dir, " has no tokenizer.json, so text cannot be read; give --prompt-token-ids"));
+}
+
+}  // namespace sluice::cli
