@@ -66,8 +66,9 @@ struct ModelWeights {
   std::vector<std::shared_ptr<const void>> owners;  // mappings and buffers the views point into
 };
 
-// Which part of a model one rank holds. Attention heads and dense MLP rows are split tp ways;
-// routed experts go to ranks whole. The default is everything.
+// Which part of a model one rank holds. Attention heads and the inner rows of dense MLPs and shared
+// experts are split tp ways; routed experts, the router, embedding and head go to ranks whole. The
+// default is everything.
 struct RankSlice {
   int64_t tp_rank = 0;
   int64_t tp_size = 1;
