@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "kernels/base/portable_math.h"
 
@@ -42,6 +43,12 @@ SampleCandidate SelectByMass(SampleCandidate* begin, SampleCandidate* end, uint6
   return *begin;
 }
 
+// The mass that makes up `top_p` of the total, rounded up; at least one unit, so one token.
+uint64_t MassToReach(float top_p, uint64_t total) {
+  const double wanted = std::ceil(static_cast<double>(top_p) * static_cast<double>(total));
+  return std::clamp<uint64_t>(wanted > 1 ? static_cast<uint64_t>(wanted) : 1, 1, total);
+}
+
 bool HasPenalties(const SamplingRow& row) {
   return row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
          row.frequency_penalty != 0.0f;
@@ -66,42 +73,38 @@ SampleCandidate RowSampler::FindCut(const SamplingRow& row, int64_t vocab) {
   if (!use_top_k && !use_top_p) return cut;
 
   const float y_min = cut.y;
-  int64_t counts[kSampleBuckets] = {};
-  uint64_t masses[kSampleBuckets] = {};
-  kernels_->histogram(y, vocab, y_min, counts, masses);
-
-  int gathered_bucket = -1;
-  int64_t gathered = 0;  // of gathered_bucket, after top_k
-  int last_bucket = kSampleBuckets - 1;
   if (use_top_k) {
+    int64_t counts[kSampleBuckets] = {};
+    kernels_->count_buckets(y, vocab, y_min, counts);
     int64_t left = row.top_k;
-    for (int bucket = 0; bucket < kSampleBuckets; ++bucket) {
-      if (counts[bucket] < left) {
-        left -= counts[bucket];
-        continue;
-      }
-      const int64_t size = kernels_->gather(y, vocab, y_min, bucket, candidates);
+    int bucket = 0;
+    while (bucket < kSampleBuckets && counts[bucket] < left) left -= counts[bucket++];
+    if (bucket < kSampleBuckets) {
+      const int64_t size = GatherBucket(vocab, y_min, bucket);
       std::nth_element(candidates, candidates + left - 1, candidates + size, MoreProbable);
       cut = candidates[left - 1];
-      last_bucket = gathered_bucket = bucket;
-      gathered = left;
-      masses[bucket] = MassOf(candidates, candidates + left);
-      break;
     }
+    if (!use_top_p) return cut;
+    SampleCandidate* end = candidates + kernels_->gather(y, vocab, cut.y, 0.0f, candidates);
+    end = std::remove_if(candidates, end,
+                         [&](const SampleCandidate& c) { return MoreProbable(cut, c); });
+    return SelectByMass(candidates, end, MassToReach(row.top_p, MassOf(candidates, end)));
   }
-  if (use_top_p) {
-    uint64_t total = 0;
-    for (int bucket = 0; bucket <= last_bucket; ++bucket) total += masses[bucket];
-    const double wanted = std::ceil(static_cast<double>(row.top_p) * static_cast<double>(total));
-    uint64_t left = std::clamp<uint64_t>(wanted > 1 ? static_cast<uint64_t>(wanted) : 1, 1, total);
-    int bucket = 0;
-    while (masses[bucket] < left) left -= masses[bucket++];
-    if (bucket != gathered_bucket) {
-      gathered = kernels_->gather(y, vocab, y_min, bucket, candidates);
-    }
-    cut = SelectByMass(candidates, candidates + gathered, left);
-  }
-  return cut;
+  uint64_t masses[kSampleBuckets] = {};
+  kernels_->weigh_buckets(y, vocab, y_min, masses);
+  uint64_t left =
+      MassToReach(row.top_p, std::accumulate(masses, masses + kSampleBuckets, uint64_t{0}));
+  int bucket = 0;
+  while (masses[bucket] < left) left -= masses[bucket++];
+  return SelectByMass(candidates, candidates + GatherBucket(vocab, y_min, bucket), left);
+}
+
+int64_t RowSampler::GatherBucket(int64_t vocab, float y_min, int bucket) {
+  const float above = static_cast<float>(bucket + 1) * (-1.0f / 16);
+  const float low = bucket == kSampleBuckets - 1 ? y_min : std::nextafter(above, 0.0f);
+  return kernels_->gather(values_.As<float>(), vocab, std::max(low, y_min),
+                          static_cast<float>(bucket) * (-1.0f / 16),
+                          candidates_.As<SampleCandidate>());
 }
 
 int32_t RowSampler::Sample(const SamplingRow& row, const SampleRowTables& tables) {

@@ -41,6 +41,8 @@ class RowSampler {
 
  private:
   SampleCandidate FindCut(const SamplingRow& row, int64_t vocab);
+  // Into candidates_; returns how many.
+  int64_t GatherBucket(int64_t vocab, float y_min, int bucket);
 
   const SamplingKernels* kernels_;
   AlignedBuffer values_;      // f32 [vocab]

@@ -12,7 +12,8 @@ namespace sluice {
 namespace SLUICE_SIMD {
 namespace {
 
-constexpr int kBlock = 64;  // tokens; 16 Philox blocks
+constexpr int kBlock = 256;  // tokens
+constexpr int kPhiloxBlocks = kBlock / 4;
 
 float MaxOf(const float* x, int64_t n) {
   F32x16 lanes = Set1(-INFINITY);
@@ -68,36 +69,87 @@ int BucketOf(float y) {
   return (int)(bucket < (float)(kSampleBuckets - 1) ? bucket : (float)(kSampleBuckets - 1));
 }
 
-void Histogram(const float* y, int64_t n, float y_min, int64_t* counts, uint64_t* masses) {
+void CountBuckets(const float* y, int64_t n, float y_min, int64_t* counts) {
+  int buckets[kBlock];
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int size = n - begin < kBlock ? (int)(n - begin) : kBlock;
+    for (int i = 0; i < size; ++i) buckets[i] = BucketOf(y[begin + i]);
+    for (int i = 0; i < size; ++i) counts[buckets[i]] += y[begin + i] >= y_min;
+  }
+}
+
+void WeighBuckets(const float* y, int64_t n, float y_min, uint64_t* masses) {
   int buckets[kBlock];
   uint64_t block_masses[kBlock];
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int size = n - begin < kBlock ? (int)(n - begin) : kBlock;
     for (int i = 0; i < size; ++i) {
       buckets[i] = BucketOf(y[begin + i]);
-      block_masses[i] = MassOf(y[begin + i]);
+      const uint64_t mass = MassOf(y[begin + i]);
+      block_masses[i] = y[begin + i] >= y_min ? mass : 0;
     }
-    for (int i = 0; i < size; ++i) {
-      if (!(y[begin + i] >= y_min)) continue;
-      counts[buckets[i]] += 1;
-      masses[buckets[i]] += block_masses[i];
-    }
+    for (int i = 0; i < size; ++i) masses[buckets[i]] += block_masses[i];
   }
 }
 
-int64_t Gather(const float* y, int64_t n, float y_min, int bucket, SampleCandidate* out) {
+int64_t Gather(const float* y, int64_t n, float low, float high, SampleCandidate* out) {
+  const F32x16 lows = Set1(low);
+  const F32x16 highs = Set1(high);
   int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    if (BucketOf(y[i]) == bucket && y[i] >= y_min) out[count++] = {y[i], (int32_t)i};
+  for (int64_t begin = 0; begin < n; begin += 16) {
+    const int size = n - begin < 16 ? (int)(n - begin) : 16;
+    const F32x16 lanes = LoadN(y + begin, size);
+    uint32_t hits = Bits(And(FirstN(size), And(Ge(lanes, lows), Le(lanes, highs))));
+    for (; hits != 0; hits &= hits - 1) {
+      const int64_t id = begin + __builtin_ctz(hits);
+      out[count++] = {y[id], (int32_t)id};
+    }
   }
   return count;
 }
 
-// The noise of tokens 4 * first_block .. 4 * first_block + 63: TokenBits and GumbelOfBits of
-// kernels/base/counter_rng.h, 16 Philox blocks at a time.
+// portable::LogOfParts, LogExponent and LogMantissa, 16 at a time.
+F32x16 LogOfParts16(I32x16 exponent, F32x16 f) {
+  F32x16 p = Set1(-0.0785961371f);
+  p = p * f + Set1(0.128816471f);
+  p = p * f - Set1(0.131287538f);
+  p = p * f + Set1(0.14181192f);
+  p = p * f - Set1(0.166245542f);
+  p = p * f + Set1(0.200022863f);
+  p = p * f - Set1(0.250008104f);
+  p = p * f + Set1(0.333333167f);
+  const F32x16 n = ToF32(exponent);
+  const F32x16 square = f * f;
+  F32x16 tail = (square * f) * p;
+  tail = tail - n * Set1(2.12194440e-4f);
+  tail = tail - square * Set1(0.5f);
+  return (f + tail) + n * Set1(0.693359375f);
+}
+
+I32x16 LogExponent16(F32x16 x) { return ShiftRight<23>(BitsOf(x) - Set1I(0x3f3504f3)); }
+
+F32x16 LogMantissa16(F32x16 x, I32x16 exponent) {
+  return FromBits(BitsOf(x) - ShiftLeft<23>(exponent));
+}
+
+// GumbelOfBits of kernels/base/counter_rng.h, 16 at a time.
+F32x16 GumbelOfBits16(I32x16 bits) {
+  const I32x16 n = ShiftRightLogical<1>(bits);
+  const F32x16 v = ToF32(n) * Set1(0x1p-31f) + Set1(0x1p-32f);
+  const F32x16 u = ToF32(Set1I(0x7fffffff) - n) * Set1(0x1p-31f) + Set1(0x1p-32f);
+  const Mask16 small = Lt(v, Set1(0.25f));
+  const I32x16 u_exponent = LogExponent16(u);
+  const F32x16 f = Select(small, Neg(v), LogMantissa16(u, u_exponent) - Set1(1.0f));
+  const F32x16 exponential = Neg(LogOfParts16(SelectI(small, Set1I(0), u_exponent), f));
+  const I32x16 exponent = LogExponent16(exponential);
+  return Neg(LogOfParts16(exponent, LogMantissa16(exponential, exponent) - Set1(1.0f)));
+}
+
+// The noise of tokens 4 * first_block .. 4 * first_block + kBlock - 1: TokenBits and GumbelOfBits
+// of kernels/base/counter_rng.h, round by round over all Philox blocks.
 void BlockNoise(uint64_t seed, uint32_t position, uint32_t first_block, float* noise) {
-  uint32_t c0[16], c1[16], c2[16], c3[16];
-  for (int i = 0; i < 16; ++i) {
+  uint32_t c0[kPhiloxBlocks], c1[kPhiloxBlocks], c2[kPhiloxBlocks], c3[kPhiloxBlocks];
+  for (int i = 0; i < kPhiloxBlocks; ++i) {
     c0[i] = first_block + (uint32_t)i;
     c1[i] = position;
     c2[i] = (uint32_t)RandomStream::kSampling;
@@ -106,7 +158,7 @@ void BlockNoise(uint64_t seed, uint32_t position, uint32_t first_block, float* n
   uint32_t key0 = (uint32_t)seed;
   uint32_t key1 = (uint32_t)(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < kPhiloxBlocks; ++i) {
       const uint64_t product0 = (uint64_t)0xD2511F53u * c0[i];
       const uint64_t product1 = (uint64_t)0xCD9E8D57u * c2[i];
       c0[i] = (uint32_t)(product1 >> 32) ^ c1[i] ^ key0;
@@ -118,13 +170,15 @@ void BlockNoise(uint64_t seed, uint32_t position, uint32_t first_block, float* n
     key1 += 0xBB67AE85u;
   }
   uint32_t bits[kBlock];
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < kPhiloxBlocks; ++i) {
     bits[4 * i] = c0[i];
     bits[4 * i + 1] = c1[i];
     bits[4 * i + 2] = c2[i];
     bits[4 * i + 3] = c3[i];
   }
-  for (int i = 0; i < kBlock; ++i) noise[i] = GumbelOfBits(bits[i]);
+  for (int i = 0; i < kBlock; i += 16) {
+    Store(noise + i, GumbelOfBits16(LoadI((const int32_t*)bits + i)));
+  }
 }
 
 int64_t GumbelArgmax(const float* y, int64_t n, SampleCandidate cut, uint64_t seed,
@@ -156,8 +210,8 @@ int64_t GumbelArgmax(const float* y, int64_t n, SampleCandidate cut, uint64_t se
 }  // namespace
 
 const SamplingKernels& GetSamplingKernels() {
-  static constexpr SamplingKernels kKernels = {Sanitize, Mass,      Penalize, Argmax,
-                                               Scale,    Histogram, Gather,   GumbelArgmax};
+  static constexpr SamplingKernels kKernels = {
+      Sanitize, Mass, Penalize, Argmax, Scale, CountBuckets, WeighBuckets, Gather, GumbelArgmax};
   return kKernels;
 }
 

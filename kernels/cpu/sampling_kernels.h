@@ -36,10 +36,11 @@ struct SamplingKernels {
   int64_t (*argmax)(const float* x, int64_t n);
   // x = (x - max) / temperature.
   void (*scale)(float* x, int64_t n, float max, float temperature);
-  // Adds the elements with y >= y_min to counts and masses, both of kSampleBuckets.
-  void (*histogram)(const float* y, int64_t n, float y_min, int64_t* counts, uint64_t* masses);
-  // The elements of one bucket with y >= y_min, in order of id; returns how many.
-  int64_t (*gather)(const float* y, int64_t n, float y_min, int bucket, SampleCandidate* out);
+  // Adds the elements with y >= y_min to the counts, or the masses, of their buckets.
+  void (*count_buckets)(const float* y, int64_t n, float y_min, int64_t* counts);
+  void (*weigh_buckets)(const float* y, int64_t n, float y_min, uint64_t* masses);
+  // The elements with low <= y <= high, in order of id; returns how many.
+  int64_t (*gather)(const float* y, int64_t n, float low, float high, SampleCandidate* out);
   // The id with the largest y + Gumbel noise, ties to the lowest, among those with y > cut.y or
   // y == cut.y and id <= cut.id. One with y = 0 must be among them.
   int64_t (*gumbel_argmax)(const float* y, int64_t n, SampleCandidate cut, uint64_t seed,
