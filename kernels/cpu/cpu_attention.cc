@@ -166,7 +166,7 @@ class CpuAttentionOps final : public AttentionOps {
     // Large blocks read weights and cache rows less often; there must be enough of them for all
     // threads. The results do not depend on it.
     int64_t block_tokens = std::min<int64_t>(tokens, 16);
-    int64_t block_heads = std::min<int64_t>(dims.num_heads, 8);
+    int64_t block_heads = std::min<int64_t>(dims.num_heads, kMlaHeadsMax);
     const auto blocks = [&] {
       return CeilDiv(tokens, block_tokens) * CeilDiv(dims.num_heads, block_heads);
     };

@@ -2,6 +2,8 @@
 // to run on for every instruction set and thread count.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -16,40 +18,45 @@
 
 namespace sluice {
 
-// A tensor with its memory, between guard bytes that CheckGuards() looks at. All bytes start as
+// A tensor with its memory, aligned to cache lines, between guard bytes. All bytes start as
 // 0xff: NaN as a float, -1 as an integer.
 class OwnedTensor {
  public:
   OwnedTensor() = default;
-  OwnedTensor(DType dtype, std::initializer_list<int64_t> shape) {
-    TensorView shape_only(nullptr, dtype, shape);
-    const int64_t elements = shape_only.rows() * shape_only.row_elements();
-    bytes_.assign(static_cast<size_t>(elements) * DTypeBytes(dtype) + 2 * kGuard, 0xff);
-    view_ = shape_only;
+  OwnedTensor(DType dtype, std::initializer_list<int64_t> shape) : view_(nullptr, dtype, shape) {
+    lines_.resize(2 + (static_cast<size_t>(size()) * DTypeBytes(dtype) + 63) / 64);
+    std::memset(lines_.data(), 0xff, lines_.size() * 64);
   }
 
   TensorView view() const {
     TensorView view = view_;
-    view.data = const_cast<uint8_t*>(bytes_.data()) + kGuard;
+    view.data = data<void>();
     return view;
   }
   template <typename T>
   T* data() const {
-    return reinterpret_cast<T*>(const_cast<uint8_t*>(bytes_.data()) + kGuard);
+    return reinterpret_cast<T*>(const_cast<CacheLine*>(lines_.data()) + 1);
   }
   int64_t size() const { return view_.rows() * view_.row_elements(); }
   bool GuardsIntact() const {
-    for (size_t i = 0; i < kGuard; ++i) {
-      if (bytes_[i] != 0xff || bytes_[bytes_.size() - 1 - i] != 0xff) return false;
-    }
-    return true;
+    const uint8_t* begin = lines_.front().bytes;
+    const uint8_t* end = lines_.back().bytes + 64;
+    const uint8_t* data_end =
+        data<uint8_t>() + static_cast<size_t>(size()) * DTypeBytes(view_.dtype);
+    const auto untouched = [](uint8_t byte) { return byte == 0xff; };
+    return std::all_of(begin, begin + 64, untouched) && std::all_of(data_end, end, untouched);
   }
-  bool SameBytes(const OwnedTensor& other) const { return bytes_ == other.bytes_; }
+  bool SameBytes(const OwnedTensor& other) const {
+    return lines_.size() == other.lines_.size() &&
+           std::memcmp(lines_.data(), other.lines_.data(), lines_.size() * 64) == 0;
+  }
 
  private:
-  static constexpr size_t kGuard = 64;
-  std::vector<uint8_t> bytes_;
+  struct alignas(64) CacheLine {
+    uint8_t bytes[64];
+  };
   TensorView view_;
+  std::vector<CacheLine> lines_;  // a guard line, the data, at least one more guard line
 };
 
 inline OwnedTensor MakeF32(std::initializer_list<int64_t> shape, const std::vector<float>& values) {
