@@ -20,7 +20,7 @@ enum class CpuIsa {
   kGeneric,
   kAvx2,        // AVX2, FMA, F16C
   kAvx512,      // F, BW, DQ, VL
-  kAvx512Bf16,  // and VBMI, BF16
+  kAvx512Bf16,  // and BF16, VBMI, GFNI
   kAmx,         // and AMX tiles with bf16
 };
 

@@ -4,14 +4,23 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "kernels/cpu/linear_exact.h"
+#include "kernels/cpu/linear_fast.h"
 
 namespace sluice {
 namespace {
 
 // Below this many multiply-adds a product is done before other threads would have joined in.
 constexpr int64_t kForkMin = 48 * 1024;
+// And below this many elements x is packed by the caller alone.
+constexpr int64_t kPackForkMin = 64 * 1024;
+// Tasks per thread to aim for, so that threads finish together.
+constexpr int64_t kTasksPerThread = 16;
+// From this many tokens on tiles beat dot products.
+constexpr int64_t kAmxTokensMin = 4;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 WeightRows ToRows(const WeightView& w) {
   return {w.data,        w.dtype,     w.row_stride, w.scales, w.scale_row_stride,
@@ -49,6 +58,21 @@ absl::Status CheckWeight(absl::string_view what, const WeightView& w, int64_t ro
   return absl::OkStatus();
 }
 
+// Whether x packed for one is packed for the other.
+bool SameChunks(const WeightRows& a, const WeightRows& b) {
+  if (a.scales == nullptr || b.scales == nullptr) return a.scales == b.scales;
+  return a.scale_block == b.scale_block && (a.col_begin - b.col_begin) % a.scale_block == 0;
+}
+
+// The element of `items` (sorted by item.*first, beginning with 0) that index belongs to.
+template <typename Item>
+const Item& Owner(const std::vector<Item>& items, int64_t index, int64_t Item::*first) {
+  const auto after =
+      std::upper_bound(items.begin(), items.end(), index,
+                       [&](int64_t wanted, const Item& item) { return wanted < item.*first; });
+  return *(after - 1);
+}
+
 absl::Status CheckGroupCount(const TensorView& offsets, size_t weights) {
   return CheckTensor("offsets", offsets, DType::kI32, {static_cast<int64_t>(weights) + 1});
 }
@@ -58,7 +82,16 @@ absl::Status CheckGroupCount(const TensorView& offsets, size_t weights) {
 CpuLinearOps::CpuLinearOps(const CpuContext& context)
     : context_(context),
       exact_(SLUICE_CHOOSE_KERNELS(context.isa, GetExactLinearKernels)),
-      exact_scratch_(context.pool.threads() * kExactScratchFloats * sizeof(float)) {}
+      scratch_bytes_(exact_.scratch_bytes) {
+  if (context.numerics == Numerics::kFast && context.isa >= CpuIsa::kAvx512Bf16) {
+    scratch_bytes_ = std::max(scratch_bytes_, GetBf16LinearKernels().scratch_bytes);
+    if (context.isa >= CpuIsa::kAmx) {
+      scratch_bytes_ = std::max(scratch_bytes_, GetAmxLinearKernels().scratch_bytes);
+    }
+  }
+  scratch_bytes_ = RoundUp(scratch_bytes_, AlignedBuffer::kAlignment);
+  scratch_ = AlignedBuffer(context.pool.threads() * scratch_bytes_);
+}
 
 absl::Status CpuLinearOps::Linear(const LinearParams& params, StreamId) {
   const int64_t k = params.w.cols, n = params.w.rows;
@@ -66,8 +99,9 @@ absl::Status CpuLinearOps::Linear(const LinearParams& params, StreamId) {
   SLUICE_RETURN_IF_ERROR(CheckWeight("w", params.w, n, k));
   SLUICE_RETURN_IF_ERROR(CheckTensor("out", params.out, DType::kF32, {params.x.rows(), n}));
   products_.clear();
-  Add(params.x, 0, params.x.rows(), params.w, nullptr, params.out, params.accumulate);
-  RunExact();
+  Add(params.x, 0, params.x.rows(), params.w, nullptr, params.out, params.accumulate,
+      params.precision);
+  Run();
   return absl::OkStatus();
 }
 
@@ -78,15 +112,16 @@ absl::Status CpuLinearOps::GatedLinear(const GatedLinearParams& params, StreamId
   SLUICE_RETURN_IF_ERROR(CheckWeight("up", params.up, n, k));
   SLUICE_RETURN_IF_ERROR(CheckTensor("out", params.out, DType::kF32, {params.x.rows(), n}));
   products_.clear();
-  Add(params.x, 0, params.x.rows(), params.gate, &params.up, params.out, false);
-  RunExact();
+  Add(params.x, 0, params.x.rows(), params.gate, &params.up, params.out, false,
+      Precision::kBackend);
+  Run();
   return absl::OkStatus();
 }
 
 absl::Status CpuLinearOps::GroupedLinear(const GroupedLinearParams& params, StreamId) {
   SLUICE_RETURN_IF_ERROR(CheckGroupCount(params.offsets, params.weights.size()));
   SLUICE_RETURN_IF_ERROR(AddGroups(params.x, params.offsets, params.out, params.weights, {}));
-  RunExact();
+  Run();
   return absl::OkStatus();
 }
 
@@ -97,7 +132,7 @@ absl::Status CpuLinearOps::GroupedGatedLinear(const GroupedGatedLinearParams& pa
                                                    params.gates.size(), " as in gates"));
   }
   SLUICE_RETURN_IF_ERROR(AddGroups(params.x, params.offsets, params.out, params.gates, params.ups));
-  RunExact();
+  Run();
   return absl::OkStatus();
 }
 
@@ -122,15 +157,17 @@ absl::Status CpuLinearOps::AddGroups(const TensorView& x, const TensorView& offs
     SLUICE_RETURN_IF_ERROR(CheckWeight(absl::StrCat("weights[", g, "]"), weights[g], n, k));
     if (!ups.empty())
       SLUICE_RETURN_IF_ERROR(CheckWeight(absl::StrCat("ups[", g, "]"), ups[g], n, k));
-    Add(x, begin[g], begin[g + 1], weights[g], ups.empty() ? nullptr : &ups[g], out, false);
+    Add(x, begin[g], begin[g + 1], weights[g], ups.empty() ? nullptr : &ups[g], out, false,
+        Precision::kBackend);
   }
   return absl::OkStatus();
 }
 
 void CpuLinearOps::Add(const TensorView& x, int64_t row_begin, int64_t row_end, const WeightView& w,
-                       const WeightView* up, const TensorView& out, bool accumulate) {
+                       const WeightView* up, const TensorView& out, bool accumulate,
+                       Precision precision) {
   if (row_begin == row_end || w.rows == 0) return;
-  Product product;
+  Product product{};
   LinearTile& whole = product.whole;
   whole.x = x.Row<const float>(row_begin);
   whole.x_stride = x.row_stride;
@@ -142,48 +179,115 @@ void CpuLinearOps::Add(const TensorView& x, int64_t row_begin, int64_t row_end, 
   whole.out = out.Row<float>(row_begin);
   whole.out_stride = out.row_stride;
   whole.accumulate = accumulate;
+  product.gated = up != nullptr;
+  product.kernels = &ChooseKernels(whole, product.gated, precision);
   products_.push_back(product);
 }
 
-void CpuLinearOps::RunExact() {
-  int64_t tasks = 0, work = 0;
-  for (Product& product : products_) {
-    const LinearTile& whole = product.whole;
-    product.first_task = tasks;
-    tasks += CeilDiv(whole.rows, kExactTileRows) * CeilDiv(whole.tokens, kExactTileTokens);
-    work += whole.rows * whole.tokens * whole.k;
+const LinearKernels& CpuLinearOps::ChooseKernels(const LinearTile& whole, bool gated,
+                                                 Precision precision) const {
+  if (precision == Precision::kF32 || context_.numerics == Numerics::kExact ||
+      context_.isa < CpuIsa::kAvx512Bf16) {
+    return exact_;
   }
-  if (work < kForkMin) {
-    for (const Product& product : products_) {
-      const int64_t end = &product == &products_.back() ? tasks : (&product + 1)->first_task;
-      for (int64_t task = product.first_task; task < end; ++task) RunExactTask(product, task, 0);
-    }
-    return;
+  const bool rounds_weights = whole.w.dtype == DType::kF32 || whole.w.dtype == DType::kF16;
+  if (whole.tokens < kAmxTokensMin) {
+    // With few tokens memory is the limit, and rounding wide weights would save nothing.
+    return rounds_weights ? exact_ : GetBf16LinearKernels();
   }
-  context_.pool.ParallelFor(tasks, [&](int64_t task, int worker) {
-    const auto after = std::upper_bound(
-        products_.begin(), products_.end(), task,
-        [](int64_t wanted, const Product& product) { return wanted < product.first_task; });
-    RunExactTask(*(after - 1), task, worker);
-  });
+  if (context_.isa < CpuIsa::kAmx || (gated && !SameChunks(whole.w, whole.up))) {
+    return GetBf16LinearKernels();
+  }
+  return GetAmxLinearKernels();
 }
 
-void CpuLinearOps::RunExactTask(const Product& product, int64_t task, int worker) {
+void CpuLinearOps::Run() {
+  int64_t work = 0;
+  for (const Product& product : products_) {
+    work += product.whole.rows * product.whole.tokens * product.whole.k;
+  }
+  const bool fork = work >= kForkMin;
+  PackAll(fork);
+  const int64_t tasks = CutIntoTasks();
+  const auto run = [&](int64_t task, int worker) {
+    RunTask(Owner(products_, task, &Product::first_task), task, worker);
+  };
+  if (fork) return context_.pool.ParallelFor(tasks, run);
+  for (int64_t task = 0; task < tasks; ++task) run(task, 0);
+}
+
+void CpuLinearOps::PackAll(bool fork) {
+  int64_t groups = 0, bytes = 0, elements = 0;
+  for (Product& product : products_) {
+    product.first_pack = groups;
+    product.packed_at = bytes;
+    const LinearKernels& kernels = *product.kernels;
+    if (kernels.pack_tokens == 0) continue;
+    LinearTile& whole = product.whole;
+    whole.packed_group_bytes = kernels.packed_bytes(whole);
+    const int64_t own_groups = CeilDiv(whole.tokens, kernels.pack_tokens);
+    groups += own_groups;
+    bytes += RoundUp(own_groups * whole.packed_group_bytes, AlignedBuffer::kAlignment);
+    elements += whole.tokens * whole.k;
+  }
+  if (static_cast<size_t>(bytes) > packed_.size()) packed_ = AlignedBuffer(bytes + bytes / 2);
+  for (Product& product : products_) {
+    product.whole.packed_x = packed_.As<char>() + product.packed_at;
+  }
+  const auto pack = [&](int64_t group) {
+    const Product& product = Owner(products_, group, &Product::first_pack);
+    const int64_t index = group - product.first_pack;
+    product.kernels->pack(
+        product.whole, index,
+        packed_.As<char>() + product.packed_at + index * product.whole.packed_group_bytes);
+  };
+  if (fork && elements >= kPackForkMin) return context_.pool.ParallelFor(groups, pack);
+  for (int64_t group = 0; group < groups; ++group) pack(group);
+}
+
+// Sets what a task of each product is, and returns how many there are.
+int64_t CpuLinearOps::CutIntoTasks() {
+  const int64_t wanted = kTasksPerThread * context_.pool.threads();
+  int64_t tasks = 0;
+  for (int64_t shrink = 1;; shrink *= 2) {
+    bool can_shrink = false;
+    tasks = 0;
+    for (Product& product : products_) {
+      const LinearKernels& kernels = *product.kernels;
+      const LinearTile& whole = product.whole;
+      const int64_t rows_max = product.gated ? kernels.gated_rows_max : kernels.rows_max;
+      product.rows_per_task = std::max(kernels.rows_min, rows_max / shrink);
+      can_shrink |= product.rows_per_task > kernels.rows_min;
+      const int64_t token_blocks = CeilDiv(whole.tokens, kernels.tokens_max);
+      product.tokens_per_task =
+          RoundUp(CeilDiv(whole.tokens, token_blocks), std::max<int64_t>(1, kernels.pack_tokens));
+      product.first_task = tasks;
+      tasks += CeilDiv(whole.rows, product.rows_per_task) *
+               CeilDiv(whole.tokens, product.tokens_per_task);
+    }
+    if (tasks >= wanted || !can_shrink) return tasks;
+  }
+}
+
+void CpuLinearOps::RunTask(const Product& product, int64_t task, int worker) {
   const LinearTile& whole = product.whole;
-  const int64_t row_tiles = CeilDiv(whole.rows, kExactTileRows);
+  const LinearKernels& kernels = *product.kernels;
+  const int64_t row_blocks = CeilDiv(whole.rows, product.rows_per_task);
   const int64_t index = task - product.first_task;
-  const int64_t row = index % row_tiles * kExactTileRows;
-  const int64_t token = index / row_tiles * kExactTileTokens;
+  const int64_t row = index % row_blocks * product.rows_per_task;
+  const int64_t token = index / row_blocks * product.tokens_per_task;
   LinearTile tile = whole;
-  tile.rows = std::min<int64_t>(kExactTileRows, whole.rows - row);
-  tile.tokens = std::min<int64_t>(kExactTileTokens, whole.tokens - token);
+  tile.rows = std::min(product.rows_per_task, whole.rows - row);
+  tile.tokens = std::min(product.tokens_per_task, whole.tokens - token);
   tile.x += token * whole.x_stride;
+  if (kernels.pack_tokens != 0) {
+    tile.packed_x += token / kernels.pack_tokens * whole.packed_group_bytes;
+  }
   tile.out += token * whole.out_stride + row;
   tile.w = Skip(whole.w, row);
-  const bool gated = whole.up.data != nullptr;
-  if (gated) tile.up = Skip(whole.up, row);
-  float* scratch = exact_scratch_.As<float>() + worker * kExactScratchFloats;
-  (gated ? exact_.gated : exact_.linear)(tile, scratch);
+  if (product.gated) tile.up = Skip(whole.up, row);
+  (product.gated ? kernels.gated : kernels.linear)(tile,
+                                                   scratch_.As<char>() + worker * scratch_bytes_);
 }
 
 std::unique_ptr<LinearOps> MakeCpuLinearOps(const CpuContext& context) {

@@ -6,6 +6,15 @@ namespace sluice {
 namespace SLUICE_SIMD {
 namespace {
 
+constexpr int kTileRows = 32;
+constexpr int kTileTokens = 32;
+constexpr int64_t kPanel = 512;  // inputs widened at a time; holds at least one scale block
+static_assert(kPanel >= kScaleBlockMax);
+
+// Widened weights, running totals, two tiles of results.
+constexpr int64_t kScratchFloats =
+    kTileRows * kPanel + kTileRows * kTileTokens * 16 + 2 * kTileRows * kTileTokens;
+
 struct Bf16 {
   uint16_t bits;
 };
@@ -130,7 +139,7 @@ inline int64_t DirectRows(const LinearTile& tile, const WeightRows& w,
 
 template <typename W, int kTokens>
 void Direct(const LinearTile& tile, const WeightRows& w, Target target) {
-  const float* scale_rows[kExactTileRows];
+  const float* scale_rows[kTileRows];
   FindScaleRows(w, tile.rows, scale_rows);
   const int64_t row = DirectRows<W, RowsAtOnce(kTokens), kTokens>(tile, w, scale_rows, 0, target);
   DirectRows<W, 1, kTokens>(tile, w, scale_rows, row, target);
@@ -144,11 +153,11 @@ inline void PanelBlock(const float* w, const float* x, int64_t x_stride, int64_t
   float* place[kRows][kTokens];
   for (int n = 0; n < kRows; ++n) {
     for (int t = 0; t < kTokens; ++t) {
-      place[n][t] = totals + (n * kExactTileTokens + t) * 16;
+      place[n][t] = totals + (n * kTileTokens + t) * 16;
       total[n][t] = Load(place[n][t]);
     }
   }
-  Dot(w, kExactPanel, x, x_stride, length, scale_rows, columns, total);
+  Dot(w, kPanel, x, x_stride, length, scale_rows, columns, total);
   for (int n = 0; n < kRows; ++n) {
     for (int t = 0; t < kTokens; ++t) Store(place[n][t], total[n][t]);
   }
@@ -173,7 +182,7 @@ template <typename W>
 void WidenPanel(const WeightRows& w, int64_t rows, int64_t k, int64_t length, float* panel) {
   for (int64_t n = 0; n < rows; ++n) {
     const W* from = (const W*)w.data + n * w.stride + k;
-    float* to = panel + n * kExactPanel;
+    float* to = panel + n * kPanel;
     int64_t i = 0;
     for (; i + 16 <= length; i += 16) Store(to + i, Widen(from + i));
     if (i < length) StoreN(to + i, WidenN(from + i, (int)(length - i)), (int)(length - i));
@@ -184,17 +193,17 @@ template <typename W>
 void Panels(const LinearTile& tile, const WeightRows& w, Target target, float* scratch) {
   constexpr int kRows = RowsAtOnce(kTokensMax);
   float* panel = scratch;
-  float* totals = scratch + kExactTileRows * kExactPanel;
-  const float* scale_rows[kExactTileRows];
+  float* totals = scratch + kTileRows * kPanel;
+  const float* scale_rows[kTileRows];
   FindScaleRows(w, tile.rows, scale_rows);
   for (int64_t n = 0; n < tile.rows; ++n) {
     for (int64_t t = 0; t < tile.tokens; ++t) {
-      Store(totals + (n * kExactTileTokens + t) * 16, Zero());
+      Store(totals + (n * kTileTokens + t) * 16, Zero());
     }
   }
   for (int64_t k = 0; k < tile.k;) {
     ScaleColumns columns{0, w.col_begin + k};
-    int64_t end = k + kExactPanel;
+    int64_t end = k + kPanel;
     if (w.scales != nullptr) {
       columns.block = w.scale_block;
       // Panels end where scale blocks of the whole matrix do.
@@ -204,18 +213,18 @@ void Panels(const LinearTile& tile, const WeightRows& w, Target target, float* s
     WidenPanel<W>(w, tile.rows, k, length, panel);
     int64_t n = 0;
     for (; n + kRows <= tile.rows; n += kRows) {
-      PanelRows<kRows>(tile, panel + n * kExactPanel, k, length, scale_rows + n, columns,
-                       totals + n * kExactTileTokens * 16);
+      PanelRows<kRows>(tile, panel + n * kPanel, k, length, scale_rows + n, columns,
+                       totals + n * kTileTokens * 16);
     }
     for (; n < tile.rows; ++n) {
-      PanelRows<1>(tile, panel + n * kExactPanel, k, length, scale_rows + n, columns,
-                   totals + n * kExactTileTokens * 16);
+      PanelRows<1>(tile, panel + n * kPanel, k, length, scale_rows + n, columns,
+                   totals + n * kTileTokens * 16);
     }
     k += length;
   }
   for (int64_t t = 0; t < tile.tokens; ++t) {
     for (int64_t n = 0; n < tile.rows; ++n) {
-      target.Put(t, n, Sum(Load(totals + (n * kExactTileTokens + t) * 16)));
+      target.Put(t, n, Sum(Load(totals + (n * kTileTokens + t) * 16)));
     }
   }
 }
@@ -247,20 +256,21 @@ void MultiplyAny(const LinearTile& tile, const WeightRows& w, Target target, flo
   }
 }
 
-void Linear(const LinearTile& tile, float* scratch) {
-  MultiplyAny(tile, tile.w, Target{tile.out, tile.out_stride, tile.accumulate}, scratch);
+void Linear(const LinearTile& tile, void* scratch) {
+  MultiplyAny(tile, tile.w, Target{tile.out, tile.out_stride, tile.accumulate}, (float*)scratch);
 }
 
-void Gated(const LinearTile& tile, float* scratch) {
-  float* gate = scratch + kExactScratchFloats - 2 * kExactTileRows * kExactTileTokens;
-  float* up = gate + kExactTileRows * kExactTileTokens;
-  MultiplyAny(tile, tile.w, Target{gate, kExactTileRows, false}, scratch);
-  MultiplyAny(tile, tile.up, Target{up, kExactTileRows, false}, scratch);
+void Gated(const LinearTile& tile, void* memory) {
+  float* scratch = (float*)memory;
+  float* gate = scratch + kScratchFloats - 2 * kTileRows * kTileTokens;
+  float* up = gate + kTileRows * kTileTokens;
+  MultiplyAny(tile, tile.w, Target{gate, kTileRows, false}, scratch);
+  MultiplyAny(tile, tile.up, Target{up, kTileRows, false}, scratch);
   for (int64_t t = 0; t < tile.tokens; ++t) {
     for (int64_t n = 0; n < tile.rows; n += 16) {
       const int lanes = (int)Smaller(16, tile.rows - n);
-      const F32x16 product = Silu(LoadN(gate + t * kExactTileRows + n, lanes)) *
-                             LoadN(up + t * kExactTileRows + n, lanes);
+      const F32x16 product =
+          Silu(LoadN(gate + t * kTileRows + n, lanes)) * LoadN(up + t * kTileRows + n, lanes);
       StoreN(tile.out + t * tile.out_stride + n, product, lanes);
     }
   }
@@ -268,8 +278,10 @@ void Gated(const LinearTile& tile, float* scratch) {
 
 }  // namespace
 
-const ExactLinearKernels& GetExactLinearKernels() {
-  static constexpr ExactLinearKernels kTable{&Linear, &Gated};
+const LinearKernels& GetExactLinearKernels() {
+  static constexpr LinearKernels kTable{
+      kTileRows, kTileRows, kTileRows, kTileTokens, kScratchFloats * 4,
+      0,         nullptr,   nullptr,   &Linear,     &Gated};
   return kTable;
 }
 

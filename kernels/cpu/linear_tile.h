@@ -1,5 +1,6 @@
-// The part of a matrix product that one task computes, as plain pointers: what kernels compiled for
-// one instruction set may touch (kernels/cpu/simd/f32x16.h says why nothing richer).
+// How a matrix product is cut into tasks, and the interface of the kernels that compute them: plain
+// pointers, which code compiled for one instruction set may touch (kernels/cpu/simd/f32x16.h says
+// why nothing richer).
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,8 @@
 #include "kernels/base/dtype.h"
 
 namespace sluice {
+
+inline constexpr int64_t kScaleBlockMax = 512;
 
 // Some rows of a WeightView.
 struct WeightRows {
@@ -20,9 +23,12 @@ struct WeightRows {
   int64_t col_begin = 0;
 };
 
+// The outputs of one task, or of a whole product.
 struct LinearTile {
   const float* x = nullptr;  // [tokens, k]
   int64_t x_stride = 0;
+  const char* packed_x = nullptr;  // what LinearKernels::pack made of x
+  int64_t packed_group_bytes = 0;  // LinearKernels::packed_bytes
   int64_t tokens = 0;
   int64_t k = 0;
   WeightRows w;          // [rows, k]
@@ -31,6 +37,27 @@ struct LinearTile {
   float* out = nullptr;  // [tokens, rows]
   int64_t out_stride = 0;
   bool accumulate = false;
+};
+
+// One way to compute tiles.
+struct LinearKernels {
+  // Limits of a task; no task is made smaller than rows_min without need.
+  int64_t rows_max;
+  int64_t gated_rows_max;
+  int64_t rows_min;
+  int64_t tokens_max;
+  int64_t scratch_bytes;  // that a task needs, aligned to 64
+
+  // x is first packed by groups of this many tokens, each to packed_bytes(whole product) bytes. A
+  // tile begins with a group. 0: x is used as it is.
+  int64_t pack_tokens;
+  int64_t (*packed_bytes)(const LinearTile& whole);
+  void (*pack)(const LinearTile& whole, int64_t group, char* packed);
+
+  // out = x w^T, or += when accumulate.
+  void (*linear)(const LinearTile& tile, void* scratch);
+  // out = silu(x w^T) * (x up^T).
+  void (*gated)(const LinearTile& tile, void* scratch);
 };
 
 }  // namespace sluice

@@ -1,0 +1,140 @@
+// Weights of any type as bf16, 64 at a time, for kernels on AVX512-BF16, VBMI and GFNI.
+#pragma once
+
+#include "kernels/cpu/simd/f32x16_avx512.h"
+
+namespace sluice {
+namespace simd_avx512 {
+
+// How weights of one type are read; kExact: no bit is lost in bf16.
+struct F32Weights {
+  using Element = float;
+  static constexpr bool kExact = false;
+};
+struct Bf16Weights {
+  using Element = uint16_t;
+  static constexpr bool kExact = true;
+};
+struct F16Weights {
+  using Element = uint16_t;
+  static constexpr bool kExact = false;
+};
+struct F8Weights {
+  using Element = uint8_t;
+  static constexpr bool kExact = true;
+};
+
+struct Bf16x64 {
+  __m512i lo, hi;  // elements 0-31, 32-63
+};
+
+static inline uint64_t FirstOf64(int64_t n) {
+  return n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
+}
+static inline __mmask16 Lanes16(uint64_t mask, int quarter) {
+  return (__mmask16)(mask >> (16 * quarter));
+}
+
+// Elements whose bit in the mask is 0 are neither read nor anything but 0.
+static inline Bf16x64 WidenTo64(Bf16Weights, const uint16_t* p, uint64_t mask) {
+  return {_mm512_maskz_loadu_epi16((__mmask32)mask, p),
+          _mm512_maskz_loadu_epi16((__mmask32)(mask >> 32), p + 32)};
+}
+
+static inline __m512i RoundPair(__m512 first, __m512 second) {
+  return (__m512i)_mm512_cvtne2ps_pbh(second, first);
+}
+static inline Bf16x64 WidenTo64(F32Weights, const float* p, uint64_t mask) {
+  return {RoundPair(_mm512_maskz_loadu_ps(Lanes16(mask, 0), p),
+                    _mm512_maskz_loadu_ps(Lanes16(mask, 1), p + 16)),
+          RoundPair(_mm512_maskz_loadu_ps(Lanes16(mask, 2), p + 32),
+                    _mm512_maskz_loadu_ps(Lanes16(mask, 3), p + 48))};
+}
+static inline __m512 F16Quarter(const uint16_t* p, uint64_t mask, int quarter) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(Lanes16(mask, quarter), p + 16 * quarter));
+}
+static inline Bf16x64 WidenTo64(F16Weights, const uint16_t* p, uint64_t mask) {
+  return {RoundPair(F16Quarter(p, mask, 0), F16Quarter(p, mask, 1)),
+          RoundPair(F16Quarter(p, mask, 2), F16Quarter(p, mask, 3))};
+}
+
+// The high and the low byte of the bf16 value of each e4m3 magnitude.
+struct F8Tables {
+  alignas(64) uint8_t high[128];
+  alignas(64) uint8_t low[128];
+};
+static constexpr F8Tables MakeF8Tables() {
+  F8Tables tables{};
+  for (int code = 0; code < 128; ++code) {
+    int exponent = code >> 3, mantissa = code & 7;
+    int bits = 0;
+    if (code == 127) {
+      bits = 0x7fc0;  // NaN
+    } else if (exponent > 0) {
+      bits = ((exponent + 120) << 7) | (mantissa << 4);
+    } else if (mantissa > 0) {  // subnormal here, normal in bf16
+      exponent = 121;
+      while (mantissa < 8) {
+        mantissa *= 2;
+        --exponent;
+      }
+      bits = (exponent << 7) | ((mantissa & 7) << 4);
+    }
+    tables.high[code] = (uint8_t)(bits >> 8);
+    tables.low[code] = (uint8_t)bits;
+  }
+  return tables;
+}
+static constexpr F8Tables kF8Tables = MakeF8Tables();
+
+// The order of bytes that interleaving two vectors within their quarters undoes.
+struct InterleaveOrder {
+  alignas(64) uint8_t at[64];
+};
+static constexpr InterleaveOrder MakeInterleaveOrder() {
+  InterleaveOrder order{};
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    for (int i = 0; i < 8; ++i) {
+      order.at[quarter * 16 + i] = (uint8_t)(quarter * 8 + i);
+      order.at[quarter * 16 + 8 + i] = (uint8_t)(32 + quarter * 8 + i);
+    }
+  }
+  return order;
+}
+static constexpr InterleaveOrder kInterleaveOrder = MakeInterleaveOrder();
+
+// A matrix for GF2P8AFFINEQB: bit i of the result is bit sources[i] of the operand, or 0 (-1).
+static constexpr uint64_t BitMatrix(const int (&sources)[8]) {
+  uint64_t matrix = 0;
+  for (int i = 0; i < 8; ++i) {
+    if (sources[i] >= 0) matrix |= (uint64_t{1} << sources[i]) << (8 * (7 - i));
+  }
+  return matrix;
+}
+
+static inline Bf16x64 WidenTo64(F8Weights, const uint8_t* p, uint64_t mask) {
+  const __m512i codes = _mm512_permutexvar_epi8(_mm512_load_si512(kInterleaveOrder.at),
+                                                _mm512_maskz_loadu_epi8(mask, p));
+  // A normal number s eeee mmm is s (eeee + 120) mmm0000 in bf16, and eeee + 120 has the bits
+  // e3 !e3 !e3 !e3 !e3 e2 e1 e0: each byte of the result is a linear function of the code's bits.
+  constexpr uint64_t kHigh = BitMatrix({4, 5, 6, 6, 6, 6, 6, 7});
+  constexpr uint64_t kLow = BitMatrix({-1, -1, -1, -1, 0, 1, 2, 3});
+  __m512i high = _mm512_gf2p8affine_epi64_epi8(codes, _mm512_set1_epi64((long long)kHigh), 0x3c);
+  __m512i low = _mm512_gf2p8affine_epi64_epi8(codes, _mm512_set1_epi64((long long)kLow), 0);
+  // Zeros, subnormals and NaNs are looked up. They are rare in weights that fill their range.
+  const __m512i magnitudes = _mm512_and_si512(codes, _mm512_set1_epi8(0x7f));
+  const __mmask64 special = _mm512_cmpge_epu8_mask(_mm512_sub_epi8(magnitudes, _mm512_set1_epi8(8)),
+                                                   _mm512_set1_epi8(127 - 8));
+  if (__builtin_expect(special != 0, 0)) {
+    const __m512i magnitude_high = _mm512_permutex2var_epi8(
+        _mm512_load_si512(kF8Tables.high), codes, _mm512_load_si512(kF8Tables.high + 64));
+    // magnitude_high | (codes & 0x80)
+    high = _mm512_ternarylogic_epi32(magnitude_high, codes, _mm512_set1_epi8((char)0x80), 0xf8);
+    low = _mm512_permutex2var_epi8(_mm512_load_si512(kF8Tables.low), codes,
+                                   _mm512_load_si512(kF8Tables.low + 64));
+  }
+  return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+}
+
+}  // namespace simd_avx512
+}  // namespace sluice
