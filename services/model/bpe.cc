@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <queue>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -11,8 +12,8 @@
 namespace sluice::model {
 namespace {
 
-// Up to this length a scan for the lowest rank beats a heap.
-constexpr size_t kShortBytesMax = 48;
+// Up to this length a scan for the lowest rank is quickest.
+constexpr size_t kShortBytesMax = 128;
 
 uint64_t PairKey(int32_t left, int32_t right) {
   return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
@@ -23,6 +24,46 @@ uint64_t PairKey(int32_t left, int32_t right) {
 bool IsInUtf8(int byte) { return byte != 0xC0 && byte != 0xC1 && byte < 0xF5; }
 
 size_t PairHash(uint64_t pair, int shift) { return (pair * 0x9E3779B97F4A7C15u) >> shift; }
+
+// Positions waiting to be merged, by rank. Nearly all of a rank's positions are there before the
+// first of them is taken, so sorting them then is cheaper than keeping all of them in one heap.
+class RankQueue {
+ public:
+  void Push(uint32_t rank, uint32_t position) {
+    const auto [head, is_new] = head_of_rank_.try_emplace(rank, kNone);
+    if (is_new) ranks_.push(rank);
+    entries_.push_back({position, head->second});
+    head->second = static_cast<uint32_t>(entries_.size() - 1);
+  }
+
+  // Takes all positions of the lowest rank, in order. False: there are none.
+  bool Pop(uint32_t* rank, std::vector<uint32_t>* positions) {
+    positions->clear();
+    if (ranks_.empty()) return false;
+    *rank = ranks_.top();
+    ranks_.pop();
+    const auto head = head_of_rank_.find(*rank);
+    for (uint32_t i = head->second; i != kNone; i = entries_[i].next) {
+      positions->push_back(entries_[i].position);
+    }
+    head_of_rank_.erase(head);
+    std::reverse(positions->begin(), positions->end());  // most often in order then
+    if (!std::is_sorted(positions->begin(), positions->end())) {
+      std::sort(positions->begin(), positions->end());
+    }
+    return true;
+  }
+
+ private:
+  static constexpr uint32_t kNone = ~uint32_t{0};
+  struct Entry {
+    uint32_t position;
+    uint32_t next;  // of the same rank
+  };
+  std::vector<Entry> entries_;
+  absl::flat_hash_map<uint32_t, uint32_t> head_of_rank_;  // indices of entries_
+  std::priority_queue<uint32_t, std::vector<uint32_t>, std::greater<>> ranks_;
+};
 
 }  // namespace
 
@@ -131,8 +172,6 @@ void Bpe::MergeShort(absl::string_view word, std::vector<int32_t>* ids) const {
 }
 
 void Bpe::MergeLong(absl::string_view word, std::vector<int32_t>* ids) const {
-  // A doubly linked list of symbols; a heap of the pairs that could be merged, as rank << 32 |
-  // position of the left one. Entries that a merge made obsolete are recognised by their rank.
   struct Symbol {
     int32_t id;  // -1: swallowed by the one before
     uint32_t prev;
@@ -140,38 +179,38 @@ void Bpe::MergeLong(absl::string_view word, std::vector<int32_t>* ids) const {
   };
   const uint32_t end = static_cast<uint32_t>(word.size());
   std::vector<Symbol> symbols(end);
-  std::vector<uint64_t> heap;
-  heap.reserve(end);
-  const auto push = [&](uint32_t at, uint32_t rank) {
-    if (rank != kNoRank) heap.push_back(uint64_t{rank} << 32 | at);
-    return rank != kNoRank;
-  };
   for (uint32_t i = 0; i < end; ++i) {
     symbols[i] = {id_of_byte_[static_cast<uint8_t>(word[i])], i - 1, i + 1};
   }
-  for (uint32_t i = 0; i + 1 < end; ++i) push(i, RankOf(symbols[i].id, symbols[i + 1].id));
-  std::make_heap(heap.begin(), heap.end(), std::greater<>());
-  while (!heap.empty()) {
-    const uint64_t top = heap.front();
-    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-    heap.pop_back();
-    const uint32_t at = static_cast<uint32_t>(top);
-    const uint32_t rank = static_cast<uint32_t>(top >> 32);
-    Symbol& left = symbols[at];
-    if (left.id < 0 || left.next == end) continue;
-    Symbol& right = symbols[left.next];
-    if (RankOf(left.id, right.id) != rank) continue;
-    left.id = merged_of_rank_[rank];
-    left.next = right.next;
-    right.id = -1;
-    if (left.next != end) {
-      symbols[left.next].prev = at;
-      if (push(at, RankOf(left.id, symbols[left.next].id))) {
-        std::push_heap(heap.begin(), heap.end(), std::greater<>());
+  RankQueue queue;
+  const auto rank_at = [&](uint32_t at) {
+    const Symbol& left = symbols[at];
+    return left.id < 0 || left.next == end ? kNoRank : RankOf(left.id, symbols[left.next].id);
+  };
+  const auto push = [&](uint32_t at) {
+    const uint32_t rank = rank_at(at);
+    if (rank != kNoRank) queue.Push(rank, at);
+    return rank;
+  };
+  for (uint32_t i = 0; i < end; ++i) push(i);
+
+  uint32_t rank = 0;
+  std::vector<uint32_t> batch;
+  while (queue.Pop(&rank, &batch)) {
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const uint32_t at = batch[i];
+      if (rank_at(at) != rank) continue;  // an earlier merge changed this pair
+      Symbol& left = symbols[at];
+      Symbol& right = symbols[left.next];
+      left.id = merged_of_rank_[rank];
+      left.next = right.next;
+      right.id = -1;
+      if (left.next != end) symbols[left.next].prev = at;
+      uint32_t lowest = push(at);
+      if (at != 0) lowest = std::min(lowest, push(left.prev));
+      if (lowest < rank) {  // not in a vocabulary that was trained: the new pair's turn is now
+        for (++i; i < batch.size(); ++i) queue.Push(rank, batch[i]);
       }
-    }
-    if (at != 0 && push(left.prev, RankOf(symbols[left.prev].id, left.id))) {
-      std::push_heap(heap.begin(), heap.end(), std::greater<>());
     }
   }
   for (uint32_t i = 0; i < end; i = symbols[i].next) ids->push_back(symbols[i].id);

@@ -34,7 +34,8 @@ class Bpe {
   // bytes. REQUIRES: the ids in `merges` are indices of token_bytes.
   static absl::StatusOr<Bpe> Create(Params params);
 
-  // Appends the ids of `word`, which is valid UTF-8 and not empty. Time O(n log n) for n bytes.
+  // Appends the ids of `word`, which is valid UTF-8 and not empty. Time O(n log n) for n bytes, and
+  // close to linear in practice.
   void Encode(absl::string_view word, std::vector<int32_t>* ids) const;
 
  private:
