@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "services/model/utf8.h"
 
 namespace sluice::model {
 namespace {
@@ -104,7 +105,7 @@ absl::Status CheckMessages(const std::vector<ChatMessage>& messages) {
       last = i;
     } else if (role != "system") {
       return absl::InvalidArgumentError(
-          absl::StrCat("messages[", i, "].role: \"", role,
+          absl::StrCat("messages[", i, "].role: \"", Shorten(role),
                        "\" is not supported (only system, user and assistant)"));
     }
   }
@@ -164,8 +165,8 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Create(const Tokenizer& tokenizer,
   } else if (std::optional<ChatLayout> named = LayoutByName(name)) {
     layout = *std::move(named);
   } else {
-    return absl::InvalidArgumentError(
-        absl::StrCat("chat template \"", name, "\" is none of ", absl::StrJoin(Names(), ", ")));
+    return absl::InvalidArgumentError(absl::StrCat("chat template \"", Shorten(name),
+                                                   "\" is none of ", absl::StrJoin(Names(), ", ")));
   }
   const absl::Status status = CheckTokens(tokenizer, *layout);
   if (!status.ok()) return status;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "services/model/utf8.h"
 
 namespace sluice::model {
 namespace {
@@ -38,8 +39,9 @@ class Translator {
 
  private:
   absl::Status Refuse(absl::string_view what) const {
-    return absl::InvalidArgumentError(absl::StrCat("regular expression ", pattern_, " at byte ",
-                                                   at_, ": ", what, " is not supported"));
+    return absl::InvalidArgumentError(absl::StrCat("regular expression ", Shorten(pattern_),
+                                                   " at byte ", at_, ": ", what,
+                                                   " is not supported"));
   }
 
   bool StartsWith(absl::string_view text) const {
@@ -190,7 +192,7 @@ absl::StatusOr<OnigRegex> OnigRegex::Compile(const std::string& pcre2_pattern,
   pcre2_compile_context_free(context);
   if (code == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat("regular expression ", shown, ": ", ErrorText(error)));
+        absl::StrCat("regular expression ", Shorten(shown), ": ", ErrorText(error)));
   }
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where it cannot, the interpreter does the same
   return OnigRegex(code);

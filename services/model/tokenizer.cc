@@ -83,7 +83,7 @@ absl::Status BpeTokenizer::Configure(TokenizerConfigJson config,
     const std::optional<int32_t> found = AddedTokenId(**token);
     if (!found) {
       return absl::InvalidArgumentError(absl::StrCat(
-          name, ": \"", **token, "\" is not among the added_tokens of tokenizer.json"));
+          name, ": \"", Shorten(**token), "\" is not among the added_tokens of tokenizer.json"));
     }
     *id = *found;
   }

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "services/model/byte_level.h"
+#include "services/model/utf8.h"
 
 namespace sluice::model {
 namespace {
@@ -18,18 +19,15 @@ using simdjson::dom::array;
 using simdjson::dom::element;
 using simdjson::dom::object;
 
-constexpr size_t kShownBytesMax = 80;
+// Sequences in sequences.
+constexpr int kDepthMax = 8;
 
 absl::Status Wrong(absl::string_view field, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", what));
 }
 
-// The value as JSON, cut short: for error messages.
-std::string Show(element value) {
-  std::string text = simdjson::minify(value);
-  if (text.size() > kShownBytesMax) text = absl::StrCat(text.substr(0, kShownBytesMax), "...");
-  return text;
-}
+// A value as it may stand in an error message.
+std::string Show(element value) { return Shorten(simdjson::minify(value)); }
 
 absl::Status WrongType(absl::string_view field, element value, absl::string_view wanted) {
   return Wrong(field, absl::StrCat("expected ", wanted, ", found ", Show(value)));
@@ -103,11 +101,13 @@ class PreTokenizerReader {
  public:
   explicit PreTokenizerReader(std::vector<PreTokenizer::Step>* steps) : steps_(*steps) {}
 
-  absl::Status Read(element value, const std::string& field) {
+  absl::Status Read(element value, const std::string& field, int depth) {
+    if (depth > kDepthMax) return Wrong(field, "is nested too deeply");
     const auto type = StringMember(value, "type", field);
     if (!type.ok()) return type.status();
-    if (done_) return Wrong(field, absl::StrCat(*type, " after ByteLevel is not supported"));
-    if (*type == "Sequence") return ReadSequence(value, field);
+    if (done_)
+      return Wrong(field, absl::StrCat(Shorten(*type), " after ByteLevel is not supported"));
+    if (*type == "Sequence") return ReadSequence(value, field, depth);
     if (*type == "Split") return ReadSplit(value, field);
     if (*type == "Digits") {
       const auto individual = BoolMember(value, "individual_digits", false, field);
@@ -117,19 +117,20 @@ class PreTokenizerReader {
     }
     if (*type == "ByteLevel") return ReadByteLevel(value, field);
     return Wrong(field,
-                 absl::StrCat("type ", *type,
+                 absl::StrCat("type ", Shorten(*type),
                               " is not supported (only Sequence, Split, Digits, ByteLevel)"));
   }
 
   bool done() const { return done_; }
 
  private:
-  absl::Status ReadSequence(element value, const std::string& field) {
+  absl::Status ReadSequence(element value, const std::string& field, int depth) {
     const auto parts = ArrayMember(value, "pretokenizers", field);
     if (!parts.ok()) return parts.status();
     int index = 0;
     for (const element part : *parts) {
-      const absl::Status status = Read(part, absl::StrCat(field, ".pretokenizers[", index++, "]"));
+      const absl::Status status =
+          Read(part, absl::StrCat(field, ".pretokenizers[", index++, "]"), depth + 1);
       if (!status.ok()) return status;
     }
     return absl::OkStatus();
@@ -139,8 +140,8 @@ class PreTokenizerReader {
     const auto behavior = StringMember(value, "behavior", field);
     if (!behavior.ok()) return behavior.status();
     if (*behavior != "Isolated") {
-      return Wrong(field,
-                   absl::StrCat("behavior ", *behavior, " is not supported (only Isolated)"));
+      return Wrong(field, absl::StrCat("behavior ", Shorten(*behavior),
+                                       " is not supported (only Isolated)"));
     }
     const std::optional<element> pattern = Member(value, "pattern");
     if (!pattern) return Wrong(field, "\"pattern\" is missing");
@@ -191,11 +192,14 @@ absl::Status CheckDecoder(element root) {
   const auto type = StringMember(*decoder, "type", "decoder");
   if (!type.ok()) return type.status();
   if (*type == "ByteLevel") return absl::OkStatus();
-  return Wrong("decoder", absl::StrCat("type ", *type, " is not supported (only ByteLevel)"));
+  return Wrong("decoder",
+               absl::StrCat("type ", Shorten(*type), " is not supported (only ByteLevel)"));
 }
 
 // ByteLevel only touches offsets. TemplateProcessing may put one special token first.
-absl::Status ReadPostProcessor(element value, const std::string& field, TokenizerJson* out) {
+absl::Status ReadPostProcessor(element value, const std::string& field, int depth,
+                               TokenizerJson* out) {
+  if (depth > kDepthMax) return Wrong(field, "is nested too deeply");
   const auto type = StringMember(value, "type", field);
   if (!type.ok()) return type.status();
   if (*type == "ByteLevel") return absl::OkStatus();
@@ -204,14 +208,14 @@ absl::Status ReadPostProcessor(element value, const std::string& field, Tokenize
     if (!parts.ok()) return parts.status();
     int index = 0;
     for (const element part : *parts) {
-      const absl::Status status =
-          ReadPostProcessor(part, absl::StrCat(field, ".processors[", index++, "]"), out);
+      const absl::Status status = ReadPostProcessor(
+          part, absl::StrCat(field, ".processors[", index++, "]"), depth + 1, out);
       if (!status.ok()) return status;
     }
     return absl::OkStatus();
   }
   if (*type != "TemplateProcessing") {
-    return Wrong(field, absl::StrCat("type ", *type,
+    return Wrong(field, absl::StrCat("type ", Shorten(*type),
                                      " is not supported (only Sequence, ByteLevel, "
                                      "TemplateProcessing)"));
   }
@@ -239,7 +243,7 @@ absl::Status CheckModelOptions(element model) {
   const auto type = StringMember(model, "type", "model");
   if (!type.ok()) return type.status();
   if (*type != "BPE") {
-    return Wrong("model", absl::StrCat("type ", *type, " is not supported (only BPE)"));
+    return Wrong("model", absl::StrCat("type ", Shorten(*type), " is not supported (only BPE)"));
   }
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const std::optional<element> value = Member(model, key);
@@ -272,7 +276,7 @@ absl::StatusOr<Vocab> ReadVocab(element model) {
   absl::flat_hash_set<int32_t> ids;
   for (const auto member : members) {
     const absl::string_view token(member.key.data(), member.key.size());
-    const std::string field = absl::StrCat("model.vocab[\"", token, "\"]");
+    const std::string field = absl::StrCat("model.vocab[\"", Shorten(token), "\"]");
     const auto id = GetId(member.value, field);
     if (!id.ok()) return id.status();
     if (token.empty()) return Wrong(field, "an empty token");
@@ -317,7 +321,7 @@ absl::StatusOr<std::vector<Bpe::Merge>> ReadMerges(element model, const Vocab& v
     for (int i = 0; i < 3; ++i) {
       const auto found = vocab.find(tokens[i]);
       if (found == vocab.end()) {
-        return Wrong(field, absl::StrCat("\"", tokens[i], "\" is not in model.vocab"));
+        return Wrong(field, absl::StrCat("\"", Shorten(tokens[i]), "\" is not in model.vocab"));
       }
       ids[i] = found->second;
     }
@@ -342,7 +346,7 @@ absl::StatusOr<std::vector<AddedToken>> ReadAddedTokens(element root) {
     if (!content.ok()) return content.status();
     if (content->empty()) return Wrong(field, "an empty token");
     if (!contents.insert(*content).second) {
-      return Wrong(field, absl::StrCat("\"", *content, "\" is there twice"));
+      return Wrong(field, absl::StrCat("\"", Shorten(*content), "\" is there twice"));
     }
     AddedToken token{.id = *id, .content = std::string(*content)};
     for (const auto& [key, flag] :
@@ -377,7 +381,8 @@ absl::Status PlaceTokens(const Vocab& vocab, TokenizerJson* out) {
   }
   for (size_t i = 0; i < out->added_tokens.size(); ++i) {
     const AddedToken& token = out->added_tokens[i];
-    const std::string field = absl::StrCat("added_tokens[", i, "] (\"", token.content, "\")");
+    const std::string field =
+        absl::StrCat("added_tokens[", i, "] (\"", Shorten(token.content), "\")");
     const auto found = vocab.find(token.content);
     if (found != vocab.end() && found->second != token.id) {
       return Wrong(field, absl::StrCat("id ", token.id, ", but model.vocab says ", found->second));
@@ -433,11 +438,11 @@ absl::StatusOr<TokenizerJson> ParseTokenizerJson(absl::string_view json) {
   const std::optional<element> pre_tokenizer = Member(*root, "pre_tokenizer");
   if (!pre_tokenizer) return Wrong("pre_tokenizer", "is missing");
   PreTokenizerReader reader(&out.pre_tokenizer);
-  absl::Status status = reader.Read(*pre_tokenizer, "pre_tokenizer");
+  absl::Status status = reader.Read(*pre_tokenizer, "pre_tokenizer", 0);
   if (!status.ok()) return status;
   if (!reader.done()) return Wrong("pre_tokenizer", "does not end with ByteLevel");
   if (const std::optional<element> post_processor = Member(*root, "post_processor")) {
-    status = ReadPostProcessor(*post_processor, "post_processor", &out);
+    status = ReadPostProcessor(*post_processor, "post_processor", 0, &out);
     if (!status.ok()) return status;
   }
 

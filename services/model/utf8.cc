@@ -25,6 +25,8 @@ Lead LeadOf(uint8_t b) {
   return {0, 0, 0};
 }
 
+constexpr size_t kShownBytesMax = 80;
+
 }  // namespace
 
 bool IsValidUtf8(absl::string_view bytes) {
@@ -62,6 +64,13 @@ std::string ReplaceInvalidUtf8(absl::string_view bytes) {
     out.append(kReplacementChar.data(), kReplacementChar.size());
   }
   return out;
+}
+
+std::string Shorten(absl::string_view text) {
+  if (text.size() <= kShownBytesMax) return std::string(text);
+  std::string cut;
+  AppendLossyUtf8(text.substr(0, kShownBytesMax), &cut);
+  return cut + "...";
 }
 
 }  // namespace sluice::model

@@ -43,6 +43,9 @@ size_t AppendLossyUtf8(absl::string_view bytes, std::string* out);
 // Python's bytes.decode("utf-8", errors="replace").
 std::string ReplaceInvalidUtf8(absl::string_view bytes);
 
+// A text as it may stand in an error message: cut when long, at a whole character.
+std::string Shorten(absl::string_view text);
+
 inline constexpr absl::string_view kReplacementChar = "\xEF\xBF\xBD";  // U+FFFD
 
 }  // namespace sluice::model
