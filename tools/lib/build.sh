@@ -2,7 +2,6 @@
 
 # The cache serves every checkout of this machine: paths are stored relative to the root.
 export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1
-export CMAKE_COLOR_DIAGNOSTICS=OFF
 
 # configure PRESET: when that was not done yet. Ninja runs CMake again by itself when a CMakeLists.txt
 # has changed; of the presets it does not know.

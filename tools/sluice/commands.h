@@ -12,6 +12,6 @@ using Command = std::function<absl::Status()>;
 
 Command AddGenerateCommand(CLI::App* parent);
 Command AddEvalCommand(CLI::App* parent);
-
+Command AddInspectCommand(CLI::App* parent);
 
 }  // namespace sluice::cli

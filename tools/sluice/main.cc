@@ -29,7 +29,8 @@ int main(int argc, char** argv) {
   CLI::App app(kAbout, "sluice");
   app.require_subcommand(1);
   std::vector<std::pair<CLI::App*, sluice::cli::Command>> commands;
-  for (auto* add : {&sluice::cli::AddGenerateCommand, &sluice::cli::AddEvalCommand}) {
+  for (auto* add : {&sluice::cli::AddGenerateCommand, &sluice::cli::AddEvalCommand,
+                    &sluice::cli::AddInspectCommand}) {
     sluice::cli::Command command = (*add)(&app);
     commands.emplace_back(app.get_subcommands(nullptr).back(), std::move(command));
   }
