@@ -1,11 +1,14 @@
-// `numerics: fast` against transformers' float32: every token it would emit, teacher-forced, has a
-// reference logit within a tolerance of the best one; and with FP8 weights its logits agree with
-// the float32 computation on the same quantised operands.
+// `numerics: fast` (bf16 activations) against transformers' float32, teacher-forced. Now and then
+// rounding flips a near tie of the router, and then that token is another model's, and its
+// neighbours notice. So hidden states are judged by the token in the middle (before the first
+// mixture of experts: by the worst), few tokens may have other experts than the reference, and the
+// others must sample a token that is nearly the reference's best.
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -15,58 +18,99 @@
 namespace sluice::conformance {
 namespace {
 
-struct Case {
-  const char* geometry;
-  double regret_max;     // of the largest logit, what a chosen token may lie below the best
-  double calc_diff_max;  // over the logits of all positions
+constexpr int64_t kLength = 65;
+constexpr double kWorstDiffMax = 1e-4;   // calc_diff of a token before any choice of experts
+constexpr double kMiddleDiffMax = 1e-3;  // calc_diff of the middle token afterwards
+constexpr double kFlippedMax = 0.15;     // share of tokens with other experts
+constexpr double kRegretMax = 0.02;      // of the largest logit: the best less the sampled one's
+
+class FastTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  FastTest()
+      : golden_(Golden::Load(GetParam())),
+        model_(MakeGoldenModel(GetParam(), golden_.seed())),
+        harness_(model_, FastOptions()),
+        ids_(golden_.I32("prompt.65.ids")) {}
+
+  static HarnessOptions FastOptions() {
+    HarnessOptions options;
+    options.backend_options.numerics = Numerics::kFast;
+    options.engine_options.absorb_prompts = false;
+    return options;
+  }
+
+  // `records` cover the prompt, one after the other.
+  void ExpectHiddenStatesClose(const std::vector<StepRecord>& records) const {
+    const absl::Span<const float> want = golden_.F32("prompt.65.hidden");
+    const size_t width = model_.config.hidden_size;
+    bool chosen = false;  // whether a layer so far chose experts
+    for (size_t layer = 0; layer < records[0].hidden.size(); ++layer) {
+      chosen |= model_.config.IsMoeLayer(static_cast<int64_t>(layer));
+      std::vector<double> diffs;
+      for (const StepRecord& record : records) {
+        for (size_t begin = 0; begin < record.hidden[layer].size(); begin += width) {
+          const size_t row = layer * kLength + diffs.size();
+          diffs.push_back(CalcDiff(absl::MakeConstSpan(record.hidden[layer]).subspan(begin, width),
+                                   want.subspan(row * width, width)));
+        }
+      }
+      ASSERT_EQ(diffs.size(), static_cast<size_t>(kLength));
+      std::sort(diffs.begin(), diffs.end());
+      EXPECT_LT(diffs[kLength / 2], kMiddleDiffMax) << "after layer " << layer;
+      if (!chosen) {
+        EXPECT_LT(diffs.back(), kWorstDiffMax) << "after layer " << layer;
+      }
+    }
+  }
+
+  // Whether a step of one token at `position` chose the reference's experts in every layer.
+  bool SameExperts(const StepRecord& record, int64_t position) const {
+    const absl::Span<const int32_t> all = golden_.I32("prompt.65.experts");
+    for (size_t layer = 0; layer < record.experts.size(); ++layer) {
+      const std::vector<int32_t>& got = record.experts[layer];
+      const auto want = all.subspan((layer * kLength + position) * got.size(), got.size());
+      if (!std::is_permutation(got.begin(), got.end(), want.begin())) return false;
+    }
+    return true;
+  }
+
+  const Golden golden_;
+  const TestModel model_;
+  Harness harness_;
+  const absl::Span<const int32_t> ids_;
 };
 
-class FastTest : public ::testing::TestWithParam<Case> {};
-
-HarnessOptions FastOptions() {
-  HarnessOptions options;
-  options.backend_options.numerics = Numerics::kFast;
-  options.engine_options.absorb_prompts = false;
-  return options;
-}
-
-TEST_P(FastTest, TeacherForcedTokensAreNearlyTheBest) {
-  const Golden golden = Golden::Load(GetParam().geometry);
-  Harness harness(MakeGoldenModel(GetParam().geometry, golden.seed()), FastOptions());
-  const absl::Span<const float> want = golden.F32("prompt.65.all_logits");
-  const std::vector<float> got = harness.LogitsAtEveryPosition(golden.I32("prompt.65.ids"));
-  ASSERT_EQ(got.size(), want.size());
-  EXPECT_LT(CalcDiff(got, want), GetParam().calc_diff_max);
+TEST_P(FastTest, TokenByToken) {
+  const absl::Span<const float> all = golden_.F32("prompt.65.all_logits");
   float largest = 0;
-  for (const float logit : want) largest = std::max(largest, std::fabs(logit));
-  const int64_t vocab = harness.vocab_size();
-  for (size_t row = 0; row < want.size(); row += vocab) {
-    const auto emitted = std::max_element(got.begin() + row, got.begin() + row + vocab);
-    const float best = *std::max_element(want.begin() + row, want.begin() + row + vocab);
-    EXPECT_GE(want[emitted - got.begin()], best - GetParam().regret_max * largest)
-        << "position " << row / vocab;
+  for (const float logit : all) largest = std::max(largest, std::fabs(logit));
+  const std::vector<int32_t> pages = FirstPages(kLength);
+  const int64_t vocab = harness_.vocab_size();
+  std::vector<StepRecord> records;
+  int flipped = 0;
+  for (int64_t position = 0; position < kLength; ++position) {
+    records.push_back(
+        harness_.Step({{.ids = ids_, .pages = pages, .begin = position, .count = 1}}));
+    if (!SameExperts(records.back(), position)) {
+      ++flipped;
+      continue;
+    }
+    const absl::Span<const float> want = all.subspan(position * vocab, vocab);
+    EXPECT_GE(want[records.back().sampled[0].token_id],
+              *std::max_element(want.begin(), want.end()) - kRegretMax * largest)
+        << "position " << position;
   }
+  EXPECT_LE(flipped, kFlippedMax * kLength);
+  ExpectHiddenStatesClose(records);
 }
 
-// A prompt in one piece takes the unabsorbed path.
-TEST_P(FastTest, PromptInOnePiece) {
-  const Golden golden = Golden::Load(GetParam().geometry);
-  Harness harness(MakeGoldenModel(GetParam().geometry, golden.seed()), FastOptions());
-  for (const char* prompt : {"prompt.63", "prompt.64", "prompt.130"}) {
-    const StepRecord record = harness.RunPrompt(golden.I32(std::string(prompt) + ".ids"));
-    EXPECT_LT(CalcDiff(record.logits, golden.F32(std::string(prompt) + ".logits")),
-              GetParam().calc_diff_max)
-        << prompt;
-  }
-}
+// In one piece a prompt takes the unabsorbed path and the kernels for many tokens.
+TEST_P(FastTest, PromptInOnePiece) { ExpectHiddenStatesClose({harness_.RunPrompt(ids_)}); }
 
 INSTANTIATE_TEST_SUITE_P(Geometries, FastTest,
-                         ::testing::Values(Case{"v3_grouped", 0.05, 1e-3},
-                                           Case{"v3_grouped_fp8", 0.05, 1e-3},
-                                           Case{"v3_ungrouped_noqlora", 0.05, 1e-3},
-                                           Case{"v2_softmax", 0.05, 1e-3},
-                                           Case{"v2_grouped", 0.05, 1e-3}),
-                         [](const auto& info) { return std::string(info.param.geometry); });
+                         ::testing::Values("v3_grouped", "v3_grouped_fp8", "v3_ungrouped_noqlora",
+                                           "v2_softmax", "v2_grouped"),
+                         [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace sluice::conformance
