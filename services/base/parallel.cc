@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
-
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 
 namespace sluice {
 namespace {
@@ -24,15 +23,13 @@ class Run {
     }
   }
 
-  absl::Status status() const {
-    absl::MutexLock lock(&mutex_);
-    return status_;
-  }
+  // Once every thread has ended.
+  const absl::Status& status() const { return status_; }
 
  private:
   void Fail(int64_t index, absl::Status status) {
     failed_ = true;
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (index >= failed_index_) return;
     failed_index_ = index;
     status_ = std::move(status);
@@ -42,9 +39,9 @@ class Run {
   const std::function<absl::Status(int64_t)>& fn_;
   std::atomic<int64_t> next_{0};
   std::atomic<bool> failed_{false};
-  mutable absl::Mutex mutex_;
-  int64_t failed_index_ ABSL_GUARDED_BY(mutex_) = INT64_MAX;
-  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  std::mutex mutex_;  // of the two below
+  int64_t failed_index_ = INT64_MAX;
+  absl::Status status_;
 };
 
 }  // namespace

@@ -17,19 +17,19 @@ Progress::Progress(std::string label, int64_t total_bytes, std::FILE* out)
 
 Progress::~Progress() {
   if (out_ == nullptr) return;
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   Show(done_, /*last=*/true);
 }
 
 void Progress::Add(int64_t bytes) {
   const int64_t done = done_.fetch_add(bytes) + bytes;
-  if (out_ == nullptr || !mutex_.TryLock()) return;  // another thread is printing
-  Show(done, /*last=*/false);
-  mutex_.Unlock();
+  if (out_ == nullptr) return;
+  const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+  if (lock.owns_lock()) Show(done, /*last=*/false);  // else another thread is printing
 }
 
 void Progress::Show(int64_t done, bool last) {
-  const int64_t percent = std::min<int64_t>(100, done / (total_ / 100.0));
+  const int64_t percent = done >= total_ ? 100 : done * 100 / total_;
   const Clock::time_point now = Clock::now();
   if (terminal_) {
     if (!last && now - shown_at_ < std::chrono::milliseconds(100)) return;

@@ -8,10 +8,8 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <mutex>
 #include <string>
-
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 
 namespace sluice {
 
@@ -27,7 +25,7 @@ class Progress {
 
  private:
   using Clock = std::chrono::steady_clock;
-  void Show(int64_t done, bool last) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Show(int64_t done, bool last);  // under the mutex
 
   const std::string label_;
   const int64_t total_;
@@ -35,9 +33,9 @@ class Progress {
   const bool terminal_;
   const Clock::time_point start_ = Clock::now();
   std::atomic<int64_t> done_{0};
-  absl::Mutex mutex_;
-  Clock::time_point shown_at_ ABSL_GUARDED_BY(mutex_) = start_;
-  int64_t shown_percent_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::mutex mutex_;  // of the two below and of what is printed
+  Clock::time_point shown_at_ = start_;
+  int64_t shown_percent_ = 0;
 };
 
 // "512 B", "15.5 MiB", "688.6 GiB": three or four digits and a binary unit.

@@ -30,6 +30,15 @@ TEST(ProgressTest, AFastRunIsOneLine) {
   std::fclose(out);
 }
 
+TEST(ProgressTest, EveryTotalEndsAtAHundredPercent) {
+  for (int64_t total = 1; total < 16 << 20; total = total * 5 / 4 + 1) {
+    std::FILE* out = std::tmpfile();
+    { Progress("loading", total, out).Add(total); }
+    EXPECT_EQ(Contents(out), "loading: 100 % of " + HumanBytes(total) + "\n");
+    std::fclose(out);
+  }
+}
+
 TEST(ProgressTest, NothingToDoAndNowhereToShowIt) {
   Progress progress("loading", 0, nullptr);
   progress.Add(0);
