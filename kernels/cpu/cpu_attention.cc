@@ -8,7 +8,9 @@
 #include "kernels/cpu/cpu_context.h"
 #include "kernels/cpu/fork.h"
 #include "kernels/cpu/mla_absorbed.h"
+#include "kernels/cpu/mla_absorbed_amx.h"
 #include "kernels/cpu/mla_prompt.h"
+#include "kernels/cpu/mla_prompt_amx.h"
 
 namespace sluice {
 namespace {
@@ -134,14 +136,59 @@ absl::Status CheckPrompt(const MlaPromptParams& params) {
                     params.q.rows() - 1);
 }
 
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How absorbed attention is cut into tasks. Large blocks read weights and cache rows less often,
+// but there must be enough of them for all threads.
+struct Blocks {
+  int64_t tokens;
+  int64_t heads;
+  int64_t Count(int64_t all_tokens, int64_t all_heads) const {
+    return CeilDiv(all_tokens, tokens) * CeilDiv(all_heads, heads);
+  }
+};
+
+// Here the results do not depend on the choice.
+Blocks F32Blocks(int64_t tokens, int64_t heads, int threads) {
+  Blocks blocks = {std::min<int64_t>(tokens, 16), std::min(heads, kMlaHeadsMax)};
+  const int64_t wanted = threads == 1 ? 1 : 2 * threads;
+  const auto shrink = [&](int64_t* side, int64_t least) {
+    while (blocks.Count(tokens, heads) < wanted && *side > least) *side = CeilDiv(*side, 2);
+  };
+  shrink(&blocks.tokens, 4);
+  shrink(&blocks.heads, 4);
+  shrink(&blocks.tokens, 1);
+  shrink(&blocks.heads, 1);
+  return blocks;
+}
+
+// Half a tile of heads costs as much as a whole one: heads are split only when threads would idle.
+Blocks AmxBlocks(int64_t tokens, int64_t heads, int threads) {
+  Blocks blocks = {std::min(tokens, MlaAbsorbedAmxTask::kTokensMax),
+                   std::min(heads, MlaAbsorbedAmxTask::kHeadsMax)};
+  const int64_t wanted = threads == 1 ? 1 : 2 * threads;
+  while (blocks.Count(tokens, heads) < wanted && blocks.tokens > 1) {
+    blocks.tokens = CeilDiv(blocks.tokens, 2);
+  }
+  while (blocks.Count(tokens, heads) < threads && blocks.heads > 1) {
+    blocks.heads = CeilDiv(blocks.heads, 2);
+  }
+  return blocks;
+}
+
 class CpuAttentionOps final : public AttentionOps {
  public:
   explicit CpuAttentionOps(const CpuContext& context)
-      : pool_(context.pool), rows_(SLUICE_CHOOSE_KERNELS(context.isa, GetRowKernels)) {
+      : pool_(context.pool),
+        rows_(SLUICE_CHOOSE_KERNELS(context.isa, GetRowKernels)),
+        amx_(context.numerics == Numerics::kFast && context.isa >= CpuIsa::kAmx) {
     const AttentionKernels& attention = SLUICE_CHOOSE_KERNELS(context.isa, GetAttentionKernels);
     for (int i = 0; i < pool_.threads(); ++i) {
       absorbed_.emplace_back(attention, rows_);
       prompt_.emplace_back(attention, rows_);
+      if (!amx_) continue;
+      absorbed_amx_.emplace_back(GetAmxAttentionKernels(), rows_);
+      prompt_amx_.emplace_back(GetAmxAttentionKernels(), rows_);
     }
     latents_.resize(pool_.threads());
   }
@@ -163,19 +210,10 @@ class CpuAttentionOps final : public AttentionOps {
     const MlaDims& dims = params.dims;
     const int64_t tokens = params.q.rows();
     if (tokens == 0) return absl::OkStatus();
-    // Large blocks read weights and cache rows less often; there must be enough of them for all
-    // threads. The results do not depend on it.
-    int64_t block_tokens = std::min<int64_t>(tokens, 16);
-    int64_t block_heads = std::min<int64_t>(dims.num_heads, kMlaHeadsMax);
-    const auto blocks = [&] {
-      return CeilDiv(tokens, block_tokens) * CeilDiv(dims.num_heads, block_heads);
-    };
-    const int64_t wanted = pool_.threads() == 1 ? 1 : 2 * pool_.threads();
-    while (blocks() < wanted && block_tokens > 4) block_tokens = CeilDiv(block_tokens, 2);
-    while (blocks() < wanted && block_heads > 4) block_heads = CeilDiv(block_heads, 2);
-    while (blocks() < wanted && block_tokens > 1) block_tokens = CeilDiv(block_tokens, 2);
-    while (blocks() < wanted && block_heads > 1) block_heads = CeilDiv(block_heads, 2);
-
+    const bool on_amx =
+        amx_ && params.cache.dtype == DType::kBF16 && MlaAbsorbedAmxTask::Fits(dims);
+    const Blocks blocks = on_amx ? AmxBlocks(tokens, dims.num_heads, pool_.threads())
+                                 : F32Blocks(tokens, dims.num_heads, pool_.threads());
     int64_t positions = 0;
     for (int64_t token = 0; token < tokens; ++token) {
       positions += params.positions.As<int32_t>()[token] + 1;
@@ -185,15 +223,25 @@ class CpuAttentionOps final : public AttentionOps {
                                  positions * (dims.kv_dim() + dims.kv_lora_rank)) /
                                 16;
     for (MlaAbsorbedTask& task : absorbed_) {
-      task.Reserve(dims, block_tokens * block_heads, block_heads);
+      if (!on_amx) task.Reserve(dims, blocks.tokens * blocks.heads, blocks.heads);
     }
-    const int64_t head_blocks = CeilDiv(dims.num_heads, block_heads);
-    ForkIfWorth(pool_, blocks(), cost_of_all / blocks(), [&](int64_t index, int worker) {
-      const int64_t token = index / head_blocks * block_tokens;
-      const int64_t head = index % head_blocks * block_heads;
-      absorbed_[worker].Run(params, {token, std::min(token + block_tokens, tokens), head,
-                                     std::min<int64_t>(head + block_heads, dims.num_heads)});
-    });
+    for (MlaAbsorbedAmxTask& task : absorbed_amx_) {
+      if (on_amx) task.Reserve(dims);
+    }
+    const int64_t count = blocks.Count(tokens, dims.num_heads);
+    const int64_t head_blocks = CeilDiv(dims.num_heads, blocks.heads);
+    ForkIfWorth(pool_, count, cost_of_all / count / (on_amx ? 8 : 1),
+                [&](int64_t index, int worker) {
+                  const int64_t token = index / head_blocks * blocks.tokens;
+                  const int64_t head = index % head_blocks * blocks.heads;
+                  const MlaBlock block = {token, std::min(token + blocks.tokens, tokens), head,
+                                          std::min<int64_t>(head + blocks.heads, dims.num_heads)};
+                  if (on_amx) {
+                    absorbed_amx_[worker].Run(params, block);
+                  } else {
+                    absorbed_[worker].Run(params, block);
+                  }
+                });
     return absl::OkStatus();
   }
 
@@ -202,22 +250,52 @@ class CpuAttentionOps final : public AttentionOps {
     const MlaDims& dims = params.dims;
     const int64_t queries = params.q.rows();
     if (queries == 0) return absl::OkStatus();
-    for (MlaPromptTask& task : prompt_) task.Reserve(dims);
-    const int64_t ranges = CeilDiv(queries, MlaPromptTask::kQueriesMax);
-    const int64_t range = CeilDiv(queries, ranges);
-    const int64_t cost = (params.first_position + queries) *
-                         (dims.kv_lora_rank + std::min(queries, range)) *
-                         (dims.q_dim() + dims.v_dim) / 16;
-    // The last queries have the most to do: they go first.
-    ForkIfWorth(pool_, ranges * dims.num_heads, cost, [&](int64_t index, int worker) {
-      const int64_t begin = (ranges - 1 - index / dims.num_heads) * range;
-      prompt_[worker].Run(params, index % dims.num_heads, begin, std::min(begin + range, queries));
-    });
+    if (amx_ && MlaPromptAmxTask::Fits(dims)) {
+      PromptOnAmx(params);
+    } else {
+      PromptInF32(params);
+    }
     return absl::OkStatus();
   }
 
  private:
-  static int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+  // The last queries have the most to do: they go first.
+  void PromptInF32(const MlaPromptParams& params) {
+    const MlaDims& dims = params.dims;
+    const int64_t queries = params.q.rows();
+    for (MlaPromptTask& task : prompt_) task.Reserve(dims);
+    const int64_t ranges = CeilDiv(queries, MlaPromptTask::kQueriesMax);
+    const int64_t range = CeilDiv(queries, ranges);
+    const int64_t cost = (params.first_position + queries) * (dims.kv_lora_rank + range) *
+                         (dims.q_dim() + dims.v_dim) / 16;
+    ForkIfWorth(pool_, ranges * dims.num_heads, cost, [&](int64_t index, int worker) {
+      const int64_t begin = (ranges - 1 - index / dims.num_heads) * range;
+      prompt_[worker].Run(params, index % dims.num_heads, begin, std::min(begin + range, queries));
+    });
+  }
+
+  void PromptOnAmx(const MlaPromptParams& params) {
+    const MlaDims& dims = params.dims;
+    const int64_t queries = params.q.rows();
+    const int64_t ranges = CeilDiv(queries, MlaPromptAmxTask::kQueriesMax);
+    const int64_t range = CeilDiv(CeilDiv(queries, ranges), 32) * 32;
+    // Several heads share the loading of latents, when that leaves enough tasks.
+    int64_t heads = queries <= MlaPromptAmxTask::kQueriesMax / 2 ? MlaPromptAmxTask::kHeadsMax : 1;
+    if (ranges * dims.num_heads < 2 * heads * pool_.threads()) heads = 1;
+    const int64_t head_groups = CeilDiv(dims.num_heads, heads);
+    for (MlaPromptAmxTask& task : prompt_amx_) {
+      task.Reserve(dims, heads, std::min(range, queries));
+    }
+    const int64_t cost = heads * (params.first_position + queries) * (dims.kv_lora_rank + range) *
+                         (dims.q_dim() + dims.v_dim) / 256;
+    ForkIfWorth(pool_, ranges * head_groups, cost, [&](int64_t index, int worker) {
+      const int64_t begin = (ranges - 1 - index / head_groups) * range;
+      if (begin >= queries) return;
+      const int64_t head = index % head_groups * heads;
+      prompt_amx_[worker].Run(params, head, std::min<int64_t>(head + heads, dims.num_heads), begin,
+                              std::min(begin + range, queries));
+    });
+  }
 
   // `latent` is scratch of kv_dim floats.
   void WriteToken(const MlaCacheWriteParams& params, int64_t token, float* latent) const {
@@ -243,9 +321,12 @@ class CpuAttentionOps final : public AttentionOps {
 
   ThreadPool& pool_;
   const RowKernels& rows_;
+  const bool amx_;
   // Workspaces, one per worker.
   std::vector<MlaAbsorbedTask> absorbed_;
+  std::vector<MlaAbsorbedAmxTask> absorbed_amx_;
   std::vector<MlaPromptTask> prompt_;
+  std::vector<MlaPromptAmxTask> prompt_amx_;
   std::vector<std::vector<float>> latents_;
 };
 

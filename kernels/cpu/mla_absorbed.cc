@@ -4,23 +4,18 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/cpu/carve.h"
+
 namespace sluice {
 
 void MlaAbsorbedTask::Reserve(const MlaDims& dims, int64_t pairs, int64_t heads) {
-  const int64_t sizes[] = {pairs * dims.kv_dim(), pairs * dims.kv_lora_rank,
-                           kWeightPanelRows * dims.kv_lora_rank, heads * kPageTokens,
-                           kPageTokens * dims.kv_dim()};
-  int64_t total = 0;
-  for (const int64_t size : sizes) total += (size + 15) / 16 * 16;
-  if (memory_.size() < static_cast<size_t>(total) * sizeof(float)) {
-    memory_ = AlignedBuffer(static_cast<size_t>(total) * sizeof(float));
-  }
-  float* next = memory_.As<float>();
-  float** const parts[] = {&queries_, &contexts_, &panel_, &scores_, &page_};
-  for (int i = 0; i < 5; ++i) {
-    *parts[i] = next;
-    next += (sizes[i] + 15) / 16 * 16;
-  }
+  CarveParts(&memory_, [&](Carver& carver) {
+    carver.Take(&queries_, pairs * dims.kv_dim());
+    carver.Take(&contexts_, pairs * dims.kv_lora_rank);
+    carver.Take(&panel_, kWeightPanelRows * dims.kv_lora_rank);
+    carver.Take(&scores_, heads * kPageTokens);
+    carver.Take(&page_, kPageTokens * dims.kv_dim());
+  });
 }
 
 void MlaAbsorbedTask::Run(const MlaAbsorbedParams& params, const MlaBlock& block) {

@@ -4,29 +4,21 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/cpu/carve.h"
+
 namespace sluice {
 
 void MlaPromptTask::Reserve(const MlaDims& dims) {
-  const int64_t sizes[] = {kPageTokens * dims.kv_dim(),
-                           kWeightPanelRows * dims.kv_lora_rank,
-                           kPageTokens * dims.q_dim(),
-                           kPageTokens * dims.v_dim,
-                           kQueryTile * kPageTokens,
-                           kQueriesMax * dims.v_dim,
-                           kQueriesMax,
-                           kQueriesMax};
-  int64_t total = 0;
-  for (const int64_t size : sizes) total += (size + 15) / 16 * 16;
-  if (memory_.size() < static_cast<size_t>(total) * sizeof(float)) {
-    memory_ = AlignedBuffer(static_cast<size_t>(total) * sizeof(float));
-  }
-  float* next = memory_.As<float>();
-  float** const parts[] = {&latents_, &panel_,   &keys_,    &values_,
-                           &scores_,  &outputs_, &largest_, &sums_};
-  for (int i = 0; i < 8; ++i) {
-    *parts[i] = next;
-    next += (sizes[i] + 15) / 16 * 16;
-  }
+  CarveParts(&memory_, [&](Carver& carver) {
+    carver.Take(&latents_, kPageTokens * dims.kv_dim());
+    carver.Take(&panel_, kWeightPanelRows * dims.kv_lora_rank);
+    carver.Take(&keys_, kPageTokens * dims.q_dim());
+    carver.Take(&values_, kPageTokens * dims.v_dim);
+    carver.Take(&scores_, kQueryTile * kPageTokens);
+    carver.Take(&outputs_, kQueriesMax * dims.v_dim);
+    carver.Take(&largest_, kQueriesMax);
+    carver.Take(&sums_, kQueriesMax);
+  });
 }
 
 void MlaPromptTask::ExpandPage(const MlaPromptParams& params, int64_t head, int64_t page_index,

@@ -44,6 +44,15 @@ struct WeightPanel {
 WeightPanel WidenWeightRows(const RowKernels& kernels, const WeightView& weight, int64_t begin,
                             int64_t count, float* scratch);
 
+// All rows as bf16: in place, or rounded into `scratch` (as many elements as the weight has) by way
+// of `wide_row` (weight.cols floats).
+struct Bf16Rows {
+  const uint16_t* rows;
+  int64_t stride;
+};
+Bf16Rows RoundWeight(const RowKernels& kernels, const WeightView& weight, float* wide_row,
+                     uint16_t* scratch);
+
 // How many rows to widen at a time, so that they stay in the first cache.
 inline constexpr int64_t kWeightPanelRows = 16;
 

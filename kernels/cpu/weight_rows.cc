@@ -42,4 +42,16 @@ WeightPanel WidenWeightRows(const RowKernels& kernels, const WeightView& weight,
   return {scratch, weight.cols};
 }
 
+Bf16Rows RoundWeight(const RowKernels& kernels, const WeightView& weight, float* wide_row,
+                     uint16_t* scratch) {
+  if (weight.dtype == DType::kBF16) {
+    return {static_cast<const uint16_t*>(weight.data), weight.row_stride};
+  }
+  for (int64_t row = 0; row < weight.rows; ++row) {
+    kernels.narrow_bf16(WidenWeightRow(kernels, weight, row, wide_row), weight.cols,
+                        scratch + row * weight.cols);
+  }
+  return {scratch, weight.cols};
+}
+
 }  // namespace sluice
