@@ -68,15 +68,16 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
 
 Engine::~Engine() {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
+  changed_.notify_all();
   if (thread_.joinable()) thread_.join();
 }
 
 absl::StatusOr<StepHandle> Engine::Submit(const StepPlan& plan) {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     SLUICE_RETURN_IF_ERROR(failure_);
     if (submitted_ - read_ >= kStepsInFlightMax) {
       return absl::FailedPreconditionError(
@@ -89,30 +90,31 @@ absl::StatusOr<StepHandle> Engine::Submit(const StepPlan& plan) {
     }
   }
   SLUICE_RETURN_IF_ERROR(buffers_[plan.number % kStepsInFlightMax]->Fill(plan, config_, options_));
-  absl::MutexLock lock(&mutex_);
-  submitted_ = plan.number;
+  {
+    const std::lock_guard lock(mutex_);
+    submitted_ = plan.number;
+  }
+  changed_.notify_all();
   return StepHandle{plan.number};
 }
 
 absl::Status Engine::Wait(StepHandle handle, absl::Duration timeout, StepResult* result) {
   {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     if (handle.number != read_ + 1 || handle.number > submitted_) {
       return absl::InvalidArgumentError(absl::StrCat("waiting for step ", handle.number,
                                                      ", but the next to read is ", read_ + 1,
                                                      " of ", submitted_, " submitted"));
     }
-    const auto done = [this, handle]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return completed_ >= handle.number || !failure_.ok();
-    };
-    if (!mutex_.AwaitWithTimeout(absl::Condition(&done), timeout)) {
+    const auto done = [&] { return completed_ >= handle.number || !failure_.ok(); };
+    if (!changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout), done)) {
       return absl::DeadlineExceededError(absl::StrCat("step ", handle.number, " still runs after ",
                                                       absl::FormatDuration(timeout)));
     }
-    SLUICE_RETURN_IF_ERROR(failure_);
+    if (completed_ < handle.number) return failure_;
   }
   buffers_[handle.number % kStepsInFlightMax]->ReadResult(result);
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   read_ = handle.number;
   return absl::OkStatus();
 }
@@ -125,26 +127,23 @@ size_t Engine::memory_bytes() const {
   return bytes;
 }
 
-bool Engine::StepQueuedOrStopping() const {
-  return stopping_ || (failure_.ok() && submitted_ > completed_);
-}
-
 void Engine::RunSteps() {
   while (true) {
     uint64_t number = 0;
     {
-      absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(this, &Engine::StepQueuedOrStopping));
-      if (!failure_.ok() || submitted_ == completed_) return;  // stopping, nothing left to run
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return stopping_ || submitted_ > completed_; });
+      if (submitted_ == completed_) return;  // stopping, and nothing left to run
       number = completed_ + 1;
     }
     const absl::Status status = RunStep(buffers_[number % kStepsInFlightMax].get());
-    absl::MutexLock lock(&mutex_);
-    if (status.ok()) {
-      completed_ = number;
-    } else {
+    {
+      const std::lock_guard lock(mutex_);
+      completed_ = status.ok() ? number : completed_;
       failure_ = status;
     }
+    changed_.notify_all();
+    if (!status.ok()) return;
   }
 }
 

@@ -11,15 +11,15 @@
 #pragma once
 
 #include <array>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "kernels/ops/backend.h"
 #include "services/engine/forward_pass.h"
@@ -79,7 +79,6 @@ class Engine {
 
   void RunSteps();
   absl::Status RunStep(StepBuffers* step);
-  bool StepQueuedOrStopping() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const model::ModelConfig config_;
   Backend* const backend_;
@@ -92,12 +91,14 @@ class Engine {
   std::unique_ptr<Workspace> slot_state_;
   StepTap* tap_ = nullptr;
 
-  mutable absl::Mutex mutex_;
-  uint64_t submitted_ ABSL_GUARDED_BY(mutex_) = 0;  // numbers of the newest step that was …
-  uint64_t completed_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t read_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
+  // std::mutex and not absl::Mutex: the packaged Abseil is not built for the thread sanitizer.
+  std::mutex mutex_;  // guards all below
+  std::condition_variable changed_;
+  uint64_t submitted_ = 0;  // numbers of the newest step that was …
+  uint64_t completed_ = 0;
+  uint64_t read_ = 0;
+  bool stopping_ = false;
+  absl::Status failure_;
   std::thread thread_;  // last: starts when everything else stands
 };
 

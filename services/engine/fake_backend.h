@@ -4,14 +4,13 @@
 // Threads: Fail…, Hold and Release from any thread.
 #pragma once
 
-#include <atomic>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
 #include <string>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "kernels/base/aligned_buffer.h"
 #include "kernels/ops/backend.h"
 
@@ -52,17 +51,20 @@ class FakeBackend : public Backend,
 
   void FailAllocation(std::string what) { fail_allocation_ = std::move(what); }
   void FailNextSample(absl::Status status) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     next_sample_ = std::move(status);
   }
   // Steps wait before sampling until Release.
   void Hold() {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     held_ = true;
   }
   void Release() {
-    absl::MutexLock lock(&mutex_);
-    held_ = false;
+    {
+      const std::lock_guard lock(mutex_);
+      held_ = false;
+    }
+    released_.notify_all();
   }
 
  private:
@@ -86,9 +88,8 @@ class FakeBackend : public Backend,
   absl::Status Permute(const MoePermuteParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status Combine(const MoeCombineParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status Sample(const SampleParams& params, StreamId) override {
-    absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(
-        +[](bool* held) { return !*held; }, &held_));
+    std::unique_lock lock(mutex_);
+    released_.wait(lock, [&] { return !held_; });
     if (!next_sample_.ok()) return std::exchange(next_sample_, absl::OkStatus());
     for (int64_t i = 0; i < params.logits.rows(); ++i) {
       const SamplingRow& row = params.rows[i];
@@ -98,9 +99,10 @@ class FakeBackend : public Backend,
   }
 
   std::string fail_allocation_;
-  absl::Mutex mutex_;
-  absl::Status next_sample_ ABSL_GUARDED_BY(mutex_);
-  bool held_ ABSL_GUARDED_BY(mutex_) = false;
+  std::mutex mutex_;  // guards all below
+  std::condition_variable released_;
+  absl::Status next_sample_;
+  bool held_ = false;
 };
 
 }  // namespace sluice::engine

@@ -18,13 +18,6 @@ GateScoring GateScoringOf(const model::ModelConfig& config) {
   return config.scoring == model::Scoring::kSigmoid ? GateScoring::kSigmoid : GateScoring::kSoftmax;
 }
 
-// DeepSeek-V2's code scales only weights that it does not normalise; V3's always.
-float ScalingOf(const model::ModelConfig& config) {
-  const bool unscaled = config.family == model::Family::kDeepseekV2 && config.norm_topk_prob &&
-                        config.num_experts_per_tok > 1;
-  return unscaled ? 1.0f : static_cast<float>(config.routed_scaling_factor);
-}
-
 GroupScore GroupScoreOf(const model::ModelConfig& config) {
   switch (config.topk_method) {
     case model::TopkMethod::kGreedy:
@@ -332,7 +325,7 @@ absl::Status ForwardPass::MixtureOfExperts(int64_t index, const Rows& rows, Stre
        .num_groups = static_cast<int>(config_.n_group),
        .topk_groups = static_cast<int>(config_.topk_group),
        .normalize = config_.norm_topk_prob,
-       .scaling = ScalingOf(config_),
+       .scaling = static_cast<float>(config_.routed_scaling_factor),
        .expert_ids = ids,
        .expert_weights = weights,
        .expert_load = TensorView(load.data, DType::kI64, {config_.n_routed_experts})},
