@@ -9,7 +9,8 @@ For each offence prints "file:line: what is wrong"; exits 1 when there was one. 
   - other includes in quotes belong to a library in LIBRARIES;
   - a header says `#pragma once`;
   - which backend or optional library there is, no code asks with #if outside the backends
-    (CMake picks a file instead).
+    (CMake picks a file instead);
+  - a folder with code has a README.md.
 """
 
 import pathlib
@@ -25,9 +26,9 @@ ALLOWED = {
     "services/base": ["kernels/base"],
     "services/model": ["services/base", "kernels/base"],
     "services/engine": ["services/model", "services/base", "kernels/ops", "kernels/base"],
-    # Leaves: nothing may include them, so they may include anything.
-    "tools": ["kernels", "services", "tools"],
-    "tests": ["kernels", "services", "tests"],
+    # What nothing below includes may include anything.
+    "tools": ["kernels", "services"],
+    "tests": ["kernels", "services", "tools"],
 }
 
 # A unit test, benchmark or fuzz target is a leaf too, wherever it stands.
@@ -118,12 +119,17 @@ def check_tree(root):
     offences = []
     if cycle := find_cycle():
         offences.append(f"{pathlib.Path(__file__).name}: the table has a cycle through {cycle}")
+    folders = set()
     for top in TOP_FOLDERS:
         for file in sorted((root / top).rglob("*")):
             if file.suffix not in ENDINGS:
                 continue
             path = file.relative_to(root).as_posix()
+            folders.add(file.parent)
             offences += [f"{path}:{line}: {what}" for line, what in check_file(root, path)]
+    for folder in sorted(folders):
+        if not (folder / "README.md").is_file():
+            offences.append(f"{folder.relative_to(root).as_posix()}: has code and no README.md")
     return offences
 
 

@@ -53,6 +53,7 @@ OFFENCES = [
      "#ifdef SLUICE_CUDA\n#endif\n", "services/engine/engine.cc:1: asks for a backend"),
     ("a caller asks for AVX", "tools/sluice/main.cc",
      "#if defined(__AVX2__)\n#endif\n", "tools/sluice/main.cc:1: asks for a backend"),
+    ("no README", "kernels/ops/README.md", None, "kernels/ops: has code and no README.md"),
 ]
 
 
@@ -75,6 +76,7 @@ class CheckIncludesTest(unittest.TestCase):
                 tree.pop(path, None)
                 if text is not None:
                     tree[path] = text
+                    tree[f"{pathlib.Path(path).parent.as_posix()}/README.md"] = ""
                 offences = self.offences_of(tree)
                 self.assertEqual(len(offences), 1, offences)
                 self.assertIn(message, offences[0])
