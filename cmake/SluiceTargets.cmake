@@ -4,7 +4,8 @@
 #   sluice_test(NAME x_test SRCS x_test.cc DEPS ... [THREADED])
 #                                                           one per test file, run by ctest under its
 #                                                           name; THREADED: run under TSan too
-#   sluice_script_test(NAME x_test SCRIPT x_test.py)        a Python test, run from the root
+#   sluice_script_test(NAME x_test SCRIPT x_test.py [ARGS ...])
+#                                                           a Python test, run from the root
 #   sluice_benchmark(NAME x_bench SRCS x_bench.cc DEPS ...)
 #   sluice_fuzzer(NAME x_fuzz SRCS x_fuzz.cc DEPS ... CORPUS dir)
 # Each kind has a target that builds all of it (sluice_programs, sluice_tests, sluice_benchmarks,
@@ -90,11 +91,12 @@ function(sluice_test)
 endfunction()
 
 function(sluice_script_test)
-  cmake_parse_arguments(PARSE_ARGV 0 ARG "" "NAME;SCRIPT" "")
+  cmake_parse_arguments(PARSE_ARGV 0 ARG "" "NAME;SCRIPT" "ARGS")
   if(NOT SLUICE_BUILD_TESTS OR SLUICE_SANITIZE)
     return()
   endif()
-  add_test(NAME ${ARG_NAME} COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/${ARG_SCRIPT}
+  add_test(NAME ${ARG_NAME}
+           COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/${ARG_SCRIPT} ${ARG_ARGS}
            WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT 300)
 endfunction()
