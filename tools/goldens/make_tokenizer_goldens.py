@@ -82,7 +82,8 @@ def train(rng):
     texts += [" ".join(rng.choice(string.ascii_lowercase) * rng.randint(2, 40) for _ in range(20)) for _ in range(40)]
     texts += [" " * n for n in range(2, 80)] + ["\n" * n for n in range(2, 20)] + ["\t" * n for n in range(2, 20)]
     texts += [str(n) for n in range(1000)] * 2 + ["-" * n + "=" * n for n in range(2, 40)]
-    texts += [p.read_text() for p in sorted((ROOT / "cmake").glob("*.cmake"))]
+    names = [unicodedata.name(chr(code), "").lower() for code in range(0x20, 0x2000)]
+    texts += [" ".join(names[i : i + 64]) for i in range(0, len(names), 64)]
     splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in DEEPSEEK]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = Tokenizer(models.BPE())
@@ -95,6 +96,7 @@ def train(rng):
         vocab_size=4096 - count, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
         special_tokens=[AddedToken(t, special=True, normalized=True) for t in marks]))
     tokenizer.add_tokens(extra)
+    assert tokenizer.get_vocab_size() == 4096, tokenizer.get_vocab_size()
     return tokenizer
 
 
@@ -241,7 +243,7 @@ def main():
             tokenizer.encode_special_tokens = False
             if name == "deepseek" or (name == "added" and any(c in text for c in "<wü")) or i % 8 == 0:
                 goldens.append([name, text, ids, None if plain == ids else plain])
-        for unit in units if name == "deepseek" else []:
+        for unit in {"deepseek": units, "added": [], "literal": []}.get(name, ["a", " ", "\n", " a", "7", "字"]):
             copies = 2**20 // len(unit.encode())
             ids = tokenizer.encode(unit * copies, add_special_tokens=False).ids
             long.append([name, unit, copies, len(ids), f"{fnv1a(ids):016x}"])
