@@ -214,6 +214,30 @@ TEST(MlaAbsorbed, MatchesUnabsorbedDoubleAtEveryLength) {
   }
 }
 
+// More heads than a block of them, more tokens than a group, contexts of several blocks.
+TEST(MlaAbsorbed, FastAgreesWithExactOverManyBlocks) {
+  const MlaDims dims = {
+      .num_heads = 21, .nope_dim = 32, .rope_dim = 32, .v_dim = 16, .kv_lora_rank = 64};
+  const std::vector<int64_t> lengths = {600, 256, 31, 513};
+  const OwnedWeight kv_b = MakeKvB(dims, DType::kF8E4M3);
+  const Scene scene = MakeScene(dims, DType::kBF16, lengths, 5, 6);
+  std::vector<Token> tokens;
+  for (int32_t i = 0; i < 37; ++i) {
+    const int32_t seq = i % 4;
+    tokens.push_back({seq, static_cast<int32_t>((lengths[seq] - 1) * (i / 4) / 9)});
+  }
+  const OwnedTensor q = RandomF32({37, dims.num_heads * dims.q_dim()}, 9);
+  const OwnedTensor want = Absorbed(scene, kv_b, q, tokens);
+  for (const CpuSetting& setting : AllSettings(Numerics::kFast)) {
+    const OwnedTensor got = Absorbed(scene, kv_b, q, tokens, setting);
+    ASSERT_LT(
+        RelativeError(got.data<float>(),
+                      std::vector<double>(want.data<float>(), want.data<float>() + want.size())),
+        1.2e-2)
+        << Name(setting);
+  }
+}
+
 TEST(MlaAbsorbed, NoTokensIsFine) {
   const Scene scene = MakeScene(kTiny, DType::kF32, {1}, 5, 6);
   Absorbed(scene, MakeKvB(kTiny, DType::kF32), OwnedTensor(DType::kF32, {0, 8 * 64}), {});
@@ -315,6 +339,28 @@ TEST(MlaPrompt, LongPromptsCutIntoRangesAgreeWithAbsorbed) {
   const OwnedTensor out = Prompt(scene, kv_b, q, kFirst, {DetectCpuIsa(), 2, Numerics::kExact});
   for (int64_t i = 0; i < out.size(); ++i) {
     ASSERT_NEAR(out.data<float>()[i], want.data<float>()[i], 2e-5) << i;
+  }
+}
+
+// Ranges of queries, blocks of positions that no query is aligned with, heads that do not pair up.
+TEST(MlaPrompt, FastAgreesWithExactOverManyBlocks) {
+  const MlaDims dims = {
+      .num_heads = 3, .nope_dim = 32, .rope_dim = 32, .v_dim = 32, .kv_lora_rank = 32};
+  for (const DType cache : {DType::kF32, DType::kBF16}) {
+    for (const int64_t first : {0, 17, 300}) {
+      for (const int64_t queries : {1, 33, 260, 1100}) {
+        const Scene scene = MakeScene(dims, cache, {first + queries}, 5, 6);
+        const OwnedWeight kv_b = MakeKvB(dims, DType::kF16);
+        const OwnedTensor q = RandomF32({queries, dims.num_heads * dims.q_dim()}, 8);
+        const OwnedTensor want = Prompt(scene, kv_b, q, first);
+        const OwnedTensor got = Prompt(scene, kv_b, q, first, {DetectCpuIsa(), 3, Numerics::kFast});
+        ASSERT_LT(
+            RelativeError(got.data<float>(), std::vector<double>(want.data<float>(),
+                                                                 want.data<float>() + want.size())),
+            1.2e-2)
+            << first << " positions before " << queries;
+      }
+    }
   }
 }
 

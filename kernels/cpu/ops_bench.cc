@@ -77,7 +77,7 @@ void Gate(benchmark::State& state, const ModelShape& shape) {
 void PermuteAndCombine(benchmark::State& state, const ModelShape& shape) {
   const int64_t tokens = state.range(0);
   const OwnedTensor x = RandomF32({tokens, shape.hidden}, 1);
-  const OwnedTensor weights = RandomF32({tokens, shape.top_k}, 2);
+  const OwnedTensor weights = RandomF32({tokens, shape.top_k}, 2, 1e-3f);
   const OwnedTensor ids(DType::kI32, {tokens, shape.top_k});
   const OwnedTensor slots(DType::kI32, {shape.experts});
   const OwnedTensor offsets(DType::kI32, {shape.experts + 1});
@@ -211,7 +211,11 @@ void CacheWrite(benchmark::State& state, const ModelShape& shape) {
   const OwnedTensor q = RandomF32({tokens, dims.num_heads * dims.q_dim()}, 5);
   const OwnedTensor kv_a = RandomF32({tokens, dims.kv_dim()}, 6);
   const OwnedTensor norm = RandomF32({dims.kv_lora_rank}, 7);
-  const OwnedTensor cos_sin = RandomF32({tokens, dims.rope_dim}, 8, 0.1f);
+  // A true rotation: queries are turned in place, again and again, and must keep their size.
+  const OwnedTensor cos_sin(DType::kF32, {tokens, dims.rope_dim});
+  for (int64_t i = 0; i < cos_sin.size(); ++i) {
+    cos_sin.data<float>()[i] = i % dims.rope_dim < dims.rope_dim / 2 ? 0.6f : 0.8f;
+  }
   const OwnedTensor cache(DType::kF32, {(tokens + 63) / 64, kPageTokens, dims.kv_dim()});
   const OwnedTensor index(DType::kI32, {tokens});
   for (int32_t t = 0; t < tokens; ++t) index.data<int32_t>()[t] = t;

@@ -67,6 +67,9 @@ void Rope(const float* x, const float* cos, const float* sin, int64_t pairs, flo
   }
 }
 
+// Whole vectors are not loaded through masks: that would wait for recent stores to reach memory.
+inline F32x16 LoadSome(const float* p, int n) { return n == 16 ? Load(p) : LoadN(p, n); }
+
 void Combine(const float* rows, int64_t stride, const int32_t* pair_rows, const float* weights,
              int64_t top_k, const float* shared, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += 16) {
@@ -74,10 +77,15 @@ void Combine(const float* rows, int64_t stride, const int32_t* pair_rows, const 
     F32x16 sum = Zero();
     for (int64_t k = 0; k < top_k; ++k) {
       if (pair_rows[k] < 0) continue;
-      sum = MulAdd(Set1(weights[k]), LoadN(rows + pair_rows[k] * stride + i, left), sum);
+      sum = MulAdd(Set1(weights[k]), LoadSome(rows + pair_rows[k] * stride + i, left), sum);
     }
-    if (shared != nullptr) sum = sum + LoadN(shared + i, left);
-    StoreN(out + i, LoadN(out + i, left) + sum, left);
+    if (shared != nullptr) sum = sum + LoadSome(shared + i, left);
+    sum = LoadSome(out + i, left) + sum;
+    if (left == 16) {
+      Store(out + i, sum);
+    } else {
+      StoreN(out + i, sum, left);
+    }
   }
 }
 
