@@ -13,7 +13,7 @@ class Carver {
   // *part becomes the next `count` elements, aligned to a cache line.
   template <typename T>
   void Take(T** part, int64_t count) {
-    *part = reinterpret_cast<T*>(memory_ + bytes_);
+    *part = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + bytes_);
     bytes_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
   }
 

@@ -61,14 +61,14 @@ class OwnedTensor {
 
 inline OwnedTensor MakeF32(std::initializer_list<int64_t> shape, const std::vector<float>& values) {
   OwnedTensor tensor(DType::kF32, shape);
-  std::memcpy(tensor.data<float>(), values.data(), values.size() * sizeof(float));
+  std::copy(values.begin(), values.end(), tensor.data<float>());
   return tensor;
 }
 
 inline OwnedTensor MakeI32(std::initializer_list<int64_t> shape,
                            const std::vector<int32_t>& values) {
   OwnedTensor tensor(DType::kI32, shape);
-  std::memcpy(tensor.data<int32_t>(), values.data(), values.size() * sizeof(int32_t));
+  std::copy(values.begin(), values.end(), tensor.data<int32_t>());
   return tensor;
 }
 
