@@ -38,8 +38,8 @@ std::vector<T> RowOf(const std::vector<T>& matrix, size_t rows, size_t row) {
 
 class Sequences {
  public:
-  explicit Sequences(const Golden& golden) {
-    for (const int length : kLengths) {
+  Sequences(const Golden& golden, absl::Span<const int> lengths) {
+    for (const int length : lengths) {
       const absl::Span<const int32_t> ids = golden.I32(absl::StrCat("prompt.", length, ".ids"));
       ids_.emplace_back(ids.begin(), ids.end());
     }
@@ -159,7 +159,7 @@ class InvarianceTest : public ::testing::TestWithParam<const char*> {
   InvarianceTest()
       : golden_(Golden::Load(GetParam())),
         model_(MakeGoldenModel(GetParam(), golden_.seed())),
-        sequences_(golden_) {}
+        sequences_(golden_, kLengths) {}
 
   static HarnessOptions Options(int threads) {
     HarnessOptions options;
@@ -175,7 +175,7 @@ class InvarianceTest : public ::testing::TestWithParam<const char*> {
 TEST_P(InvarianceTest, ChunksOfAnySize) {
   Harness harness(model_, Options(2));
   const std::vector<Trace> want = TokenByToken(&harness, sequences_);
-  for (const int64_t size : {2, 7, 31, 63, 64, 65, 130}) {
+  for (const int64_t size : {2, 31, 64, 65, 130}) {
     SCOPED_TRACE(absl::StrCat("chunks of ", size));
     std::vector<Trace> traces = EmptyTraces(sequences_);
     for (size_t s = 0; s < sequences_.count(); ++s) {
@@ -197,9 +197,9 @@ TEST_P(InvarianceTest, ChunksOfAnySize) {
 TEST_P(InvarianceTest, AnyBatchAnyPagesAnyThreads) {
   Harness alone(model_, Options(1));
   const std::vector<Trace> want = TokenByToken(&alone, sequences_);
-  for (const int threads : {1, 2, 3, 7}) {
+  for (const int threads : {1, 2, 7}) {
     Harness harness(model_, Options(threads));
-    for (uint32_t seed = 0; seed < 4; ++seed) {
+    for (uint32_t seed = 0; seed < 2; ++seed) {
       SCOPED_TRACE(absl::StrCat(threads, " threads, seed ", seed));
       ExpectSame(RunShuffled(&harness, sequences_, seed), want);
     }
@@ -207,15 +207,16 @@ TEST_P(InvarianceTest, AnyBatchAnyPagesAnyThreads) {
 }
 
 TEST_P(InvarianceTest, AnyInstructionSet) {
+  const Sequences sequences(golden_, {65, 63, 2});  // generic code is slow
   HarnessOptions options = Options(2);
   options.backend_options.isa = CpuIsa::kGeneric;
   Harness generic(model_, options);
-  const std::vector<Trace> want = RunShuffled(&generic, sequences_, 0);
+  const std::vector<Trace> want = RunShuffled(&generic, sequences, 0);
   for (int level = 1; level <= static_cast<int>(DetectCpuIsa()); ++level) {
     SCOPED_TRACE(absl::StrCat("instruction set level ", level));
     options.backend_options.isa = static_cast<CpuIsa>(level);
     Harness harness(model_, options);
-    ExpectSame(RunShuffled(&harness, sequences_, 0), want);
+    ExpectSame(RunShuffled(&harness, sequences, 0), want);
   }
 }
 

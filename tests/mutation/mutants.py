@@ -6,7 +6,7 @@
 import dataclasses
 
 # In the order in which they are tried.
-TESTS = ["exact_test", "gate_test", "invariance_test", "fast_test", "layer_test"]
+TESTS = ["exact_test", "gate_test", "trap_test", "invariance_test", "fast_test", "layer_test"]
 
 CONFIG = "services/model/model_config.cc"
 ROPE = "services/model/rope.cc"
