@@ -16,8 +16,9 @@ constexpr int64_t kForkMin = 48 * 1024;
 constexpr int64_t kPackForkMin = 64 * 1024;
 // Tasks per thread to aim for, so that threads finish together.
 constexpr int64_t kTasksPerThread = 16;
-// From this many tokens on tiles beat dot products.
+// From this many tokens on tiles beat dot products, for weights that are widened and for bf16.
 constexpr int64_t kAmxTokensMin = 4;
+constexpr int64_t kAmxTokensMinBf16 = 2;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
@@ -190,15 +191,14 @@ const LinearKernels& CpuLinearOps::ChooseKernels(const LinearTile& whole, bool g
       context_.isa < CpuIsa::kAvx512Bf16) {
     return exact_;
   }
-  const bool rounds_weights = whole.w.dtype == DType::kF32 || whole.w.dtype == DType::kF16;
-  if (whole.tokens < kAmxTokensMin) {
-    // With few tokens memory is the limit, and rounding wide weights would save nothing.
-    return rounds_weights ? exact_ : GetBf16LinearKernels();
-  }
-  if (context_.isa < CpuIsa::kAmx || (gated && !SameChunks(whole.w, whole.up))) {
-    return GetBf16LinearKernels();
-  }
-  return GetAmxLinearKernels();
+  const DType dtype = whole.w.dtype;
+  const bool rounds_weights = dtype == DType::kF32 || dtype == DType::kF16;
+  // With few tokens memory is the limit, and rounding wide weights would save nothing.
+  if (rounds_weights && whole.tokens < kAmxTokensMin) return exact_;
+  const int64_t amx_tokens = dtype == DType::kBF16 ? kAmxTokensMinBf16 : kAmxTokensMin;
+  const bool amx = context_.isa >= CpuIsa::kAmx && whole.tokens >= amx_tokens &&
+                   (!gated || SameChunks(whole.w, whole.up));
+  return amx ? GetAmxLinearKernels() : GetBf16LinearKernels();
 }
 
 void CpuLinearOps::Run() {
@@ -255,10 +255,14 @@ int64_t CpuLinearOps::CutIntoTasks() {
     for (Product& product : products_) {
       const LinearKernels& kernels = *product.kernels;
       const LinearTile& whole = product.whole;
-      const int64_t rows_max = product.gated ? kernels.gated_rows_max : kernels.rows_max;
-      product.rows_per_task = std::max(kernels.rows_min, rows_max / shrink);
+      product.rows_per_task = std::max(kernels.rows_min, kernels.rows_max / shrink);
       can_shrink |= product.rows_per_task > kernels.rows_min;
-      const int64_t token_blocks = CeilDiv(whole.tokens, kernels.tokens_max);
+      int64_t tokens_max = kernels.tokens_max;
+      if (kernels.packed_bytes_max != 0 && whole.packed_group_bytes != 0) {
+        const int64_t groups = kernels.packed_bytes_max / whole.packed_group_bytes;
+        tokens_max = std::clamp(groups * kernels.pack_tokens, 2 * kernels.pack_tokens, tokens_max);
+      }
+      const int64_t token_blocks = CeilDiv(whole.tokens, tokens_max);
       product.tokens_per_task =
           RoundUp(CeilDiv(whole.tokens, token_blocks), std::max<int64_t>(1, kernels.pack_tokens));
       product.first_task = tasks;

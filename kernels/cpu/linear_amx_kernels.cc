@@ -19,18 +19,20 @@ constexpr int kStep = 32;         // columns of a tile
 constexpr int kTileBytes = 1024;  // of every tile
 constexpr int64_t kChunk = 512;
 static_assert(kChunk >= kScaleBlockMax);
-constexpr int kChunkSteps = kChunk / kStep;
-constexpr int kRowsMax = 256;  // rows of weights per task
-constexpr int kTokensMax = 256;
+constexpr int kGroupTiles = 4;  // row tiles that are multiplied together
+constexpr int kGroupRows = kGroupTiles * kEdge;
+constexpr int kPanelSteps = 64;  // 256 KiB of widened weights
+static_assert(kPanelSteps * kStep >= kChunk);
+constexpr int kRowsMax = 4 * kGroupRows;  // per task
 constexpr int kRowsMin = 32;
-// Up to so many tokens, bf16 weights go from where they lie into tiles, and are read once.
-constexpr int kDirectTokensMax = 32;
+constexpr int kTokensMax = 256;
+constexpr int64_t kPackedBytesMax = 1 << 20;  // per task: what stays in the second-level cache
 
 struct Scratch {
-  // Widened weights of one chunk: [row / 16][step][row % 16][column].
-  alignas(64) char panel[kRowsMax / kEdge * kChunkSteps * kTileBytes];
-  // Sums: [row / 16][token / 16][row % 16][token % 16].
-  alignas(64) float totals[kRowsMax * kTokensMax];
+  // Widened weights of a group: [row / 16][step][row % 16][column].
+  alignas(64) char panels[2][kGroupTiles * kPanelSteps * kTileBytes];
+  // Sums of a group, of gate and up: [row / 16][token / 16][row % 16][token % 16].
+  alignas(64) float totals[2][kGroupRows * kTokensMax];
   alignas(64) float sums[2][4][kEdge * kEdge];  // of one chunk, two blocks of four tiles
 };
 
@@ -73,7 +75,7 @@ void Pack(const LinearTile& whole, int64_t group, char* packed) {
   for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
     const int64_t end = chunks.End(chunk);
     for (int64_t k = chunks.Begin(chunk); k < end; k += kStep, packed += kTileBytes) {
-      const uint32_t mask = (uint32_t)FirstOf64(Smaller(kStep, end - k));
+      const uint32_t mask = (uint32_t)First64(Smaller(kStep, end - k)).mask;
       __m512i pairs[kEdge];
       for (int t = 0; t < kEdge; ++t) pairs[t] = _mm512_setzero_si512();
       for (int t = 0; t < tokens; ++t) {
@@ -181,219 +183,314 @@ void MultiplySteps(const Block& block, const Steps& steps, float* const* sums) {
   }
 }
 
-// Calls fn(block) for blocks that cover the row tiles [row_begin, row_end) and all token tiles.
+// Calls fn(block) for the blocks that cover all tiles.
 template <typename Fn>
-inline void ForEachBlock(int64_t row_begin, int64_t row_end, int64_t token_tiles, Fn fn) {
+inline void ForEachBlock(int64_t row_tiles, int64_t token_tiles, Fn fn) {
   const int rows = token_tiles == 1 ? 4 : 2, tokens = token_tiles == 1 ? 1 : 2;
-  for (int64_t row = row_begin; row < row_end; row += rows) {
+  for (int64_t row = 0; row < row_tiles; row += rows) {
     for (int64_t token = 0; token < token_tiles; token += tokens) {
-      fn(Block{row, token, (int)Smaller(rows, row_end - row),
+      fn(Block{row, token, (int)Smaller(rows, row_tiles - row),
                (int)Smaller(tokens, token_tiles - token)});
     }
   }
 }
+inline int64_t BlockCount(int64_t row_tiles, int64_t token_tiles) {
+  return token_tiles == 1 ? CeilDiv(row_tiles, 4) : CeilDiv(row_tiles, 2) * CeilDiv(token_tiles, 2);
+}
 
-// The rows of one weight matrix that a task multiplies with its tokens, into totals.
-struct Job {
-  const LinearTile& tile;
-  const WeightRows& w;
+// Up to kGroupRows rows of one weight matrix times all tokens of the task.
+struct Group {
+  WeightRows w;
+  int64_t rows;
   float* totals;
-  Scratch& scratch;
-
-  int64_t row_tiles() const { return CeilDiv(tile.rows, kEdge); }
-  int64_t token_tiles() const { return CeilDiv(tile.tokens, kEdge); }
-  float* TotalsOf(int64_t row_tile, int64_t token_tile) const {
-    return totals + (row_tile * token_tiles() + token_tile) * kEdge * kEdge;
-  }
-  void FindTotals(const Block& block, float** places) const {
-    for (int i = 0; i < block.tiles(); ++i) {
-      places[i] = TotalsOf(block.row_tile + i / block.token_tiles,
-                           block.token_tile + i % block.token_tiles);
-    }
-  }
 };
 
-// Whole row tiles of bf16 weights, all columns at once; whole steps, at most two token tiles.
-// Returns the number of row tiles done.
-int64_t MultiplyInPlace(const Job& job) {
-  const LinearTile& tile = job.tile;
-  const int64_t row_bytes = job.w.stride * 2;
-  const int64_t whole_tiles = tile.rows / kEdge;
-  ForEachBlock(0, whole_tiles, job.token_tiles(), [&](const Block& block) {
-    const char* w = (const char*)job.w.data + block.row_tile * kEdge * row_bytes;
-    const Steps steps{w,
+inline int64_t TokenTiles(const LinearTile& tile) { return CeilDiv(tile.tokens, kEdge); }
+
+// Where the totals of each tile of a block are.
+inline void FindTotals(const LinearTile& tile, float* totals, const Block& block, float** places) {
+  for (int i = 0; i < block.tiles(); ++i) {
+    const int64_t row_tile = block.row_tile + i / block.token_tiles;
+    const int64_t token_tile = block.token_tile + i % block.token_tiles;
+    places[i] = totals + (row_tile * TokenTiles(tile) + token_tile) * kEdge * kEdge;
+  }
+}
+
+// The group `index` of a matrix.
+inline Group GroupOf(const LinearTile& tile, const WeightRows& w, int64_t index, float* totals) {
+  Group group{w, Smaller(kGroupRows, tile.rows - index * kGroupRows), totals};
+  const int64_t element = w.dtype == DType::kF32 ? 4 : w.dtype == DType::kF8E4M3 ? 1 : 2;
+  group.w.data = (const char*)w.data + index * kGroupRows * w.stride * element;
+  group.w.row_begin += index * kGroupRows;
+  return group;
+}
+
+// bf16 weights in whole tiles: all columns at once, straight from the matrix.
+bool MultipliesInPlace(const LinearTile& tile, const Group& group) {
+  return group.w.dtype == DType::kBF16 && tile.k % kStep == 0 && group.rows % kEdge == 0;
+}
+void MultiplyInPlace(const LinearTile& tile, const Group& group) {
+  const int64_t row_bytes = group.w.stride * 2;
+  ForEachBlock(group.rows / kEdge, TokenTiles(tile), [&](const Block& block) {
+    const Steps steps{(const char*)group.w.data + block.row_tile * kEdge * row_bytes,
                       row_bytes,
-                      64,
+                      2 * kStep,
                       kEdge * row_bytes,
-                      tile.packed_x,
+                      tile.packed_x + block.token_tile * tile.packed_group_bytes,
                       tile.packed_group_bytes,
                       tile.k / kStep};
     float* sums[4];
-    job.FindTotals(block, sums);
+    FindTotals(tile, group.totals, block, sums);
     MultiplySteps(block, steps, sums);
   });
-  return whole_tiles;
 }
 
-// The weights of one chunk, as bf16 tiles.
+// Some chunks of a group, on their way through one of the two panels.
+struct Panel {
+  Group group;
+  int64_t chunk_begin, chunk_end;
+  char* data;
+};
+
+inline void StorePanel(Bf16x64 widened, const Panel& panel, int64_t tile, int64_t step, int64_t row,
+                       int steps) {
+  char* to = panel.data + (tile * kPanelSteps + step) * kTileBytes + row * 64;
+  _mm512_store_si512(to, widened.lo);
+  if (steps == 2) _mm512_store_si512(to + kTileBytes, widened.hi);
+}
+
+// Widens parts [begin, end) of kEdge parts of the panel: part i has the i-th row of each row tile.
+// Each row tile is then a long run of memory to read: hardware prefetches few runs, but those well.
 template <typename W>
-void WidenChunk(const WeightRows& w, int64_t row_begin, int64_t row_end, int64_t begin,
-                int64_t length, char* panel) {
-  for (int64_t row = row_begin; row < row_end; ++row) {
-    const auto* from = (const typename W::Element*)w.data + row * w.stride + begin;
-    char* to = panel + row / kEdge * kChunkSteps * kTileBytes + row % kEdge * 64;
-    for (int64_t k = 0; k < length; k += 64, to += 2 * kTileBytes) {
-      const Bf16x64 widened = WidenTo64(W{}, from + k, FirstOf64(length - k));
-      _mm512_store_si512(to, widened.lo);
-      if (length - k > kStep) _mm512_store_si512(to + kTileBytes, widened.hi);
+void WidenParts(const Chunks& chunks, const Panel& panel, int64_t begin, int64_t end) {
+  const WeightRows& w = panel.group.w;
+  const auto* weights = (const typename W::Element*)w.data;
+  for (int64_t part = begin; part < end; ++part) {
+    const int64_t tiles = CeilDiv(panel.group.rows - part, kEdge);
+    int64_t step = 0;
+    for (int64_t chunk = panel.chunk_begin; chunk < panel.chunk_end; ++chunk) {
+      const int64_t chunk_end = chunks.End(chunk);
+      int64_t k = chunks.Begin(chunk);
+      for (; k + 64 <= chunk_end; k += 64, step += 2) {
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const auto* from = weights + (tile * kEdge + part) * w.stride + k;
+          StorePanel(WidenTo64(W{}, from, All64{}), panel, tile, step, part, 2);
+        }
+      }
+      if (k < chunk_end) {
+        const int steps = (int)CeilDiv(chunk_end - k, kStep);
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          const auto* from = weights + (tile * kEdge + part) * w.stride + k;
+          StorePanel(WidenTo64(W{}, from, First64(chunk_end - k)), panel, tile, step, part, steps);
+        }
+        step += steps;
+      }
     }
   }
 }
 
-void WidenAny(const WeightRows& w, int64_t row_begin, int64_t row_end, int64_t begin,
-              int64_t length, char* panel) {
-  switch (w.dtype) {
+void Widen(const Chunks& chunks, const Panel& panel, int64_t begin, int64_t end) {
+  switch (panel.group.w.dtype) {
     case DType::kBF16:
-      return WidenChunk<Bf16Weights>(w, row_begin, row_end, begin, length, panel);
+      return WidenParts<Bf16Weights>(chunks, panel, begin, end);
     case DType::kF16:
-      return WidenChunk<F16Weights>(w, row_begin, row_end, begin, length, panel);
+      return WidenParts<F16Weights>(chunks, panel, begin, end);
     case DType::kF8E4M3:
-      return WidenChunk<F8Weights>(w, row_begin, row_end, begin, length, panel);
+      return WidenParts<F8Weights>(chunks, panel, begin, end);
     default:
-      return WidenChunk<F32Weights>(w, row_begin, row_end, begin, length, panel);
+      return WidenParts<F32Weights>(chunks, panel, begin, end);
   }
 }
 
-// totals += the sums of a chunk times the scale of each row; = for the first chunk.
-void AddChunk(const Job& job, int64_t begin, const Block& block, float (*sums)[kEdge * kEdge]) {
-  const WeightRows& w = job.w;
-  const int64_t scale_column = w.scales == nullptr ? 0 : (w.col_begin + begin) / w.scale_block;
+// The sums of one block over one chunk, not yet added to the totals.
+struct Pending {
+  Group group;
+  Block block;
+  int64_t chunk;
+};
+
+// totals += sums times the scale of each row; = for the first chunk.
+void AddSums(const LinearTile& tile, const Chunks& chunks, const Pending& pending,
+             float (*sums)[kEdge * kEdge]) {
+  const WeightRows& w = pending.group.w;
+  const bool scaled = w.scales != nullptr;
+  const int64_t scale_column =
+      scaled ? (w.col_begin + chunks.Begin(pending.chunk)) / w.scale_block : 0;
   float* totals[4];
-  job.FindTotals(block, totals);
-  for (int i = 0; i < block.tiles(); ++i) {
-    const int64_t first_row = (block.row_tile + i / block.token_tiles) * kEdge;
+  FindTotals(tile, pending.group.totals, pending.block, totals);
+  for (int i = 0; i < pending.block.tiles(); ++i) {
+    const int64_t first_row =
+        w.row_begin + (pending.block.row_tile + i / pending.block.token_tiles) * kEdge;
+    // A row tile touches few scale rows, mostly one; rows beyond the last are never stored.
+    const int64_t last_row = Smaller(first_row + kEdge, w.row_begin + pending.group.rows) - 1;
+    int64_t scale_row = scaled ? first_row / w.scale_block : 0;
+    int64_t next_change = scaled ? (scale_row + 1) * w.scale_block - first_row : kEdge;
+    __m512 scale =
+        _mm512_set1_ps(scaled ? w.scales[scale_row * w.scale_stride + scale_column] : 1.0f);
     for (int row = 0; row < kEdge; ++row) {
-      __m512 scale = _mm512_set1_ps(1.0f);
-      if (w.scales != nullptr) {
-        // Rows beyond the last of the tile are never stored: any scale will do.
-        const int64_t r = w.row_begin + Smaller(first_row + row, job.tile.rows - 1);
-        scale = _mm512_set1_ps(w.scales[r / w.scale_block * w.scale_stride + scale_column]);
+      if (row == next_change && first_row + row <= last_row) {
+        ++scale_row;
+        next_change += w.scale_block;
+        scale = _mm512_set1_ps(w.scales[scale_row * w.scale_stride + scale_column]);
       }
       const __m512 sum = _mm512_load_ps(sums[i] + row * kEdge);
       float* total = totals[i] + row * kEdge;
-      _mm512_store_ps(total, begin == 0 ? _mm512_mul_ps(sum, scale)
-                                        : _mm512_fmadd_ps(sum, scale, _mm512_load_ps(total)));
+      _mm512_store_ps(total, pending.chunk == 0
+                                 ? _mm512_mul_ps(sum, scale)
+                                 : _mm512_fmadd_ps(sum, scale, _mm512_load_ps(total)));
     }
   }
 }
 
-// Row tiles from `first_row_tile` on, chunk by chunk through the panel.
-void MultiplyWidened(const Job& job, int64_t first_row_tile) {
-  const LinearTile& tile = job.tile;
-  const Chunks chunks(job.w, tile.k);
-  for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
-    const int64_t begin = chunks.Begin(chunk);
-    WidenAny(job.w, first_row_tile * kEdge, tile.rows, begin, chunks.End(chunk) - begin,
-             job.scratch.panel);
-    const char* x = tile.packed_x + chunks.StepBegin(chunk) * kTileBytes;
-    const bool direct = begin == 0 && job.w.scales == nullptr;
-    // The sums of a block are added while the tiles multiply the next one.
-    Block before{};
-    int buffer = 0;
-    ForEachBlock(first_row_tile, job.row_tiles(), job.token_tiles(), [&](const Block& block) {
-      const Steps steps{job.scratch.panel + block.row_tile * kChunkSteps * kTileBytes,
-                        64,
-                        kTileBytes,
-                        kChunkSteps * kTileBytes,
-                        x + block.token_tile * tile.packed_group_bytes,
-                        tile.packed_group_bytes,
-                        chunks.Steps(chunk)};
-      float* sums[4];
-      if (direct) {
-        job.FindTotals(block, sums);
-        return MultiplySteps(block, steps, sums);
+// Multiplies groups by way of panels. While the tiles multiply one panel, the vector units widen
+// the next and add up the sums of the block before.
+class Pipeline {
+ public:
+  Pipeline(const LinearTile& tile, Scratch& scratch)
+      : tile_(tile), chunks_(tile.w, tile.k), scratch_(scratch) {}
+
+  // The group's totals are complete after the next Add or Flush, and untouched until then.
+  void Add(const Group& group) {
+    for (int64_t chunk = 0; chunk < chunks_.count();) {
+      Panel panel{group, chunk, chunk, scratch_.panels[panel_index_]};
+      panel_index_ ^= 1;
+      int64_t steps = 0;
+      while (chunk < chunks_.count() && steps + chunks_.Steps(chunk) <= kPanelSteps) {
+        steps += chunks_.Steps(chunk++);
       }
-      for (int i = 0; i < 4; ++i) sums[i] = job.scratch.sums[buffer][i];
-      MultiplySteps(block, steps, sums);
-      buffer ^= 1;
-      if (before.row_tiles != 0) AddChunk(job, begin, before, job.scratch.sums[buffer]);
-      before = block;
-    });
-    if (before.row_tiles != 0) AddChunk(job, begin, before, job.scratch.sums[buffer ^ 1]);
+      panel.chunk_end = chunk;
+      if (has_widened_) {
+        Multiply(&panel);
+      } else {
+        Widen(chunks_, panel, 0, kEdge);
+      }
+      widened_ = panel;
+      has_widened_ = true;
+    }
+    if (chunks_.count() == 0) Clear(group);
   }
-}
 
-void Multiply(const Job& job) {
-  const LinearTile& tile = job.tile;
-  int64_t done = 0;
-  if (job.w.dtype == DType::kBF16 && tile.tokens <= kDirectTokensMax && tile.k % kStep == 0) {
-    done = MultiplyInPlace(job);
+  void Flush() {
+    if (has_widened_) Multiply(nullptr);
+    has_widened_ = false;
   }
-  if (done < job.row_tiles()) MultiplyWidened(job, done);
-}
 
-// Loads a tile of totals, turned: one vector of 16 rows per token.
-inline void LoadTurned(const float* totals, __m512i (&tokens)[kEdge]) {
-  for (int row = 0; row < kEdge; ++row) tokens[row] = _mm512_load_si512(totals + row * kEdge);
-  Transpose16x16(tokens);
-}
+ private:
+  void Clear(const Group& group) {
+    for (int64_t i = 0; i < kGroupRows * TokenTiles(tile_) * kEdge; i += 16) {
+      _mm512_store_ps(group.totals + i, _mm512_setzero_ps());
+    }
+  }
 
-template <typename Store>
-void ForEachTile(const Job& job, Store store) {
-  for (int64_t row_tile = 0; row_tile < job.row_tiles(); ++row_tile) {
-    for (int64_t token_tile = 0; token_tile < job.token_tiles(); ++token_tile) {
-      store(job.TotalsOf(row_tile, token_tile), row_tile * kEdge, token_tile * kEdge);
+  // Multiplies the panel that is widened, widening `next`, if any, meanwhile.
+  void Multiply(const Panel* next) {
+    const Panel& now = widened_;
+    const int64_t row_tiles = CeilDiv(now.group.rows, kEdge), token_tiles = TokenTiles(tile_);
+    const int64_t blocks = BlockCount(row_tiles, token_tiles) * (now.chunk_end - now.chunk_begin);
+    int64_t index = 0;
+    Pending pending{};
+    for (int64_t chunk = now.chunk_begin; chunk < now.chunk_end; ++chunk) {
+      const int64_t step = chunks_.StepBegin(chunk);
+      const char* w = now.data + (step - chunks_.StepBegin(now.chunk_begin)) * kTileBytes;
+      const char* x = tile_.packed_x + step * kTileBytes;
+      ForEachBlock(row_tiles, token_tiles, [&](const Block& block) {
+        const Steps steps{w + block.row_tile * kPanelSteps * kTileBytes,
+                          64,
+                          kTileBytes,
+                          kPanelSteps * kTileBytes,
+                          x + block.token_tile * tile_.packed_group_bytes,
+                          tile_.packed_group_bytes,
+                          chunks_.Steps(chunk)};
+        float* sums[4];
+        for (int i = 0; i < 4; ++i) sums[i] = scratch_.sums[index % 2][i];
+        MultiplySteps(block, steps, sums);
+        if (index > 0) AddSums(tile_, chunks_, pending, scratch_.sums[(index + 1) % 2]);
+        pending = {now.group, block, chunk};
+        if (next != nullptr) {
+          Widen(chunks_, *next, kEdge * index / blocks, kEdge * (index + 1) / blocks);
+        }
+        ++index;
+      });
+    }
+    AddSums(tile_, chunks_, pending, scratch_.sums[(index + 1) % 2]);
+  }
+
+  const LinearTile& tile_;
+  const Chunks chunks_;
+  Scratch& scratch_;
+  Panel widened_{};
+  bool has_widened_ = false;
+  int panel_index_ = 0;
+};
+
+// Writes the outputs of a group from the totals.
+template <bool kGated>
+void Store(const LinearTile& tile, int64_t group, Scratch& scratch) {
+  const int64_t rows = Smaller(kGroupRows, tile.rows - group * kGroupRows);
+  for (int64_t row = 0; row < rows; row += kEdge) {
+    const int row_count = (int)Smaller(kEdge, rows - row);
+    for (int64_t token = 0; token < tile.tokens; token += kEdge) {
+      const int64_t at = (row / kEdge * TokenTiles(tile) + token / kEdge) * kEdge * kEdge;
+      __m512i values[kEdge], ups[kEdge];  // one vector of rows per token, once transposed
+      for (int i = 0; i < kEdge; ++i) {
+        values[i] = _mm512_load_si512(scratch.totals[0] + at + i * kEdge);
+        if (kGated) ups[i] = _mm512_load_si512(scratch.totals[1] + at + i * kEdge);
+      }
+      Transpose16x16(values);
+      if (kGated) Transpose16x16(ups);
+      const int token_count = (int)Smaller(kEdge, tile.tokens - token);
+      for (int t = 0; t < token_count; ++t) {
+        float* place = tile.out + (token + t) * tile.out_stride + group * kGroupRows + row;
+        F32x16 value = FromBits(I32x16{values[t]});
+        if (kGated) value = Silu(value) * FromBits(I32x16{ups[t]});
+        if (!kGated && tile.accumulate) value = LoadN(place, row_count) + value;
+        StoreN(place, value, row_count);
+      }
     }
   }
 }
 
-void Linear(const LinearTile& tile, void* memory) {
+template <bool kGated>
+void Run(const LinearTile& tile, void* memory) {
   Scratch& scratch = *(Scratch*)memory;
-  const Job job{tile, tile.w, scratch.totals, scratch};
+  Pipeline pipeline(tile, scratch);
+  int64_t unfinished = -1;  // the group whose outputs are still to be written
   ConfigureTiles();
-  Multiply(job);
-  _tile_release();
-  ForEachTile(job, [&](const float* totals, int64_t row, int64_t token) {
-    __m512i values[kEdge];
-    LoadTurned(totals, values);
-    const int rows = (int)Smaller(kEdge, tile.rows - row);
-    const int tokens = (int)Smaller(kEdge, tile.tokens - token);
-    for (int t = 0; t < tokens; ++t) {
-      float* place = tile.out + (token + t) * tile.out_stride + row;
-      F32x16 value = FromBits(I32x16{values[t]});
-      if (tile.accumulate) value = LoadN(place, rows) + value;
-      StoreN(place, value, rows);
+  for (int64_t index = 0; index * kGroupRows < tile.rows; ++index) {
+    const Group group = GroupOf(tile, tile.w, index, scratch.totals[0]);
+    const Group up = kGated ? GroupOf(tile, tile.up, index, scratch.totals[1]) : group;
+    // In place are all groups or all but the last.
+    if (MultipliesInPlace(tile, group) && MultipliesInPlace(tile, up)) {
+      MultiplyInPlace(tile, group);
+      if (kGated) MultiplyInPlace(tile, up);
+      Store<kGated>(tile, index, scratch);
+      continue;
     }
-  });
-}
-
-void Gated(const LinearTile& tile, void* memory) {
-  Scratch& scratch = *(Scratch*)memory;
-  const Job gate{tile, tile.w, scratch.totals, scratch};
-  const Job up{tile, tile.up, scratch.totals + kRowsMax * kTokensMax / 2, scratch};
-  ConfigureTiles();
-  Multiply(gate);
-  Multiply(up);
+    pipeline.Add(group);
+    if (unfinished >= 0) Store<kGated>(tile, unfinished, scratch);
+    if (kGated) pipeline.Add(up);
+    unfinished = index;
+  }
+  pipeline.Flush();
+  if (unfinished >= 0) Store<kGated>(tile, unfinished, scratch);
   _tile_release();
-  ForEachTile(gate, [&](const float* totals, int64_t row, int64_t token) {
-    __m512i gates[kEdge], ups[kEdge];
-    LoadTurned(totals, gates);
-    LoadTurned(up.totals + (totals - gate.totals), ups);
-    const int rows = (int)Smaller(kEdge, tile.rows - row);
-    const int tokens = (int)Smaller(kEdge, tile.tokens - token);
-    for (int t = 0; t < tokens; ++t) {
-      const F32x16 product = Silu(FromBits(I32x16{gates[t]})) * FromBits(I32x16{ups[t]});
-      StoreN(tile.out + (token + t) * tile.out_stride + row, product, rows);
-    }
-  });
 }
 
 }  // namespace
 
 const LinearKernels& GetAmxLinearKernels() {
-  static constexpr LinearKernels kTable{kRowsMax,        kRowsMax / 2, kRowsMin,     kTokensMax,
-                                        sizeof(Scratch), kEdge,        &PackedBytes, &Pack,
-                                        &Linear,         &Gated};
+  static constexpr LinearKernels kTable{
+      .rows_max = kRowsMax,
+      .rows_min = kRowsMin,
+      .tokens_max = kTokensMax,
+      .scratch_bytes = sizeof(Scratch),
+      .linear = &Run<false>,
+      .gated = &Run<true>,
+      .pack_tokens = kEdge,
+      .packed_bytes_max = kPackedBytesMax,
+      .packed_bytes = &PackedBytes,
+      .pack = &Pack,
+  };
   return kTable;
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 using namespace simd_avx512;
 
-constexpr int kTileRows = 32;
+constexpr int kTileRows = 64;
 constexpr int kTileTokens = 32;
 constexpr int kTokensAtOnce = 4;
 constexpr int64_t kPanel = 512;  // inputs widened at a time when there are many tokens
@@ -31,8 +31,7 @@ int64_t PackedBytes(const LinearTile& whole) { return ((whole.k + 63) / 64 + 1) 
 void Pack(const LinearTile& whole, int64_t token, char* packed) {
   const float* x = whole.x + token * whole.x_stride;
   for (int64_t k = 0; k < whole.k + 64; k += 64) {
-    const Bf16x64 rounded =
-        WidenTo64(F32Weights{}, x + k, k < whole.k ? FirstOf64(whole.k - k) : 0);
+    const Bf16x64 rounded = WidenTo64(F32Weights{}, x + k, First64(k < whole.k ? whole.k - k : 0));
     _mm512_storeu_si512(packed + k * 2, rounded.lo);
     _mm512_storeu_si512(packed + k * 2 + 64, rounded.hi);
   }
@@ -42,17 +41,17 @@ inline __m512 DotBf16(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }
 
-// sum[n][t] gains the products of the columns in `mask`.
-template <typename W, int kRows, int kTokens>
+// sum[n][t] gains the products of up to 64 columns.
+template <typename W, int kRows, int kTokens, typename Which>
 inline void Step(const typename W::Element* w, int64_t w_stride, const char* x, int64_t x_stride,
-                 uint64_t mask, __m512 (&sum)[kRows][kTokens]) {
+                 Which which, __m512 (&sum)[kRows][kTokens]) {
   __m512i lo[kTokens], hi[kTokens];
   for (int t = 0; t < kTokens; ++t) {
     lo[t] = _mm512_loadu_si512(x + t * x_stride);
     hi[t] = _mm512_loadu_si512(x + t * x_stride + 64);
   }
   for (int n = 0; n < kRows; ++n) {
-    const Bf16x64 weights = WidenTo64(W{}, w + n * w_stride, mask);
+    const Bf16x64 weights = WidenTo64(W{}, w + n * w_stride, which);
     for (int t = 0; t < kTokens; ++t) sum[n][t] = DotBf16(sum[n][t], weights.lo, lo[t]);
     for (int t = 0; t < kTokens; ++t) sum[n][t] = DotBf16(sum[n][t], weights.hi, hi[t]);
   }
@@ -74,10 +73,10 @@ inline void Dot(const typename W::Element* w, int64_t w_stride, const char* x, i
       for (int t = 0; t < kTokens; ++t) sum[n][t] = scaled ? _mm512_setzero_ps() : total[n][t];
     }
     for (; k + 64 <= chunk_end; k += 64) {
-      Step<W>(w + k, w_stride, x + k * 2, x_stride, ~uint64_t{0}, sum);
+      Step<W>(w + k, w_stride, x + k * 2, x_stride, All64{}, sum);
     }
     if (k < chunk_end) {
-      Step<W>(w + k, w_stride, x + k * 2, x_stride, FirstOf64(chunk_end - k), sum);
+      Step<W>(w + k, w_stride, x + k * 2, x_stride, First64(chunk_end - k), sum);
     }
     k = chunk_end;
     for (int n = 0; n < kRows; ++n) {
@@ -110,22 +109,30 @@ inline void FindScaleRows(const WeightRows& w, int64_t rows, const float** scale
 
 inline int64_t ScaleBlock(const WeightRows& w) { return w.scales == nullptr ? 0 : w.scale_block; }
 
-// Few tokens: weights go from memory through registers, once.
+// Few tokens: weights go from memory through registers, once. The kRows rows that are multiplied at
+// a time lie apart, so that each is the head of a long run of memory: hardware prefetches runs, not
+// the beginnings of rows. Returns the first row that is left.
 template <typename W, int kRows, int kTokens>
 inline int64_t DirectRows(const LinearTile& tile, const WeightRows& w,
-                          const float* const* scale_rows, int64_t row, Target target) {
-  for (; row + kRows <= tile.rows; row += kRows) {
+                          const float* const* scale_rows, int64_t row_begin, Target target) {
+  const int64_t spacing = (tile.rows - row_begin) / kRows;
+  for (int64_t i = 0; i < spacing; ++i) {
+    const float* rows_scales[kRows];
     __m512 total[kRows][kTokens];
     for (int n = 0; n < kRows; ++n) {
+      rows_scales[n] = scale_rows[row_begin + n * spacing + i];
       for (int t = 0; t < kTokens; ++t) total[n][t] = _mm512_setzero_ps();
     }
-    Dot<W>((const typename W::Element*)w.data + row * w.stride, w.stride, tile.packed_x,
-           tile.packed_group_bytes, tile.k, scale_rows + row, ScaleBlock(w), w.col_begin, total);
+    Dot<W>((const typename W::Element*)w.data + (row_begin + i) * w.stride, spacing * w.stride,
+           tile.packed_x, tile.packed_group_bytes, tile.k, rows_scales, ScaleBlock(w), w.col_begin,
+           total);
     for (int n = 0; n < kRows; ++n) {
-      for (int t = 0; t < kTokens; ++t) target.Put(t, row + n, total[n][t]);
+      for (int t = 0; t < kTokens; ++t) {
+        target.Put(t, row_begin + n * spacing + i, total[n][t]);
+      }
     }
   }
-  return row;
+  return row_begin + kRows * spacing;
 }
 
 template <typename W, int kTokens>
@@ -187,7 +194,7 @@ void Panels(const LinearTile& tile, const WeightRows& w, Target target, Scratch&
     for (int64_t n = 0; n < tile.rows; ++n) {
       const auto* from = (const typename W::Element*)w.data + n * w.stride + k;
       for (int64_t i = 0; i < length; i += 64) {
-        const Bf16x64 weights = WidenTo64(W{}, from + i, FirstOf64(length - i));
+        const Bf16x64 weights = WidenTo64(W{}, from + i, First64(length - i));
         _mm512_store_si512(scratch.panel + n * kPanel + i, weights.lo);
         _mm512_store_si512(scratch.panel + n * kPanel + i + 32, weights.hi);
       }
@@ -264,9 +271,17 @@ void Gated(const LinearTile& tile, void* memory) {
 }  // namespace
 
 const LinearKernels& GetBf16LinearKernels() {
-  static constexpr LinearKernels kTable{kTileRows,       kTileRows, kTileRows,    kTileTokens,
-                                        sizeof(Scratch), 1,         &PackedBytes, &Pack,
-                                        &Linear,         &Gated};
+  static constexpr LinearKernels kTable{
+      .rows_max = kTileRows,
+      .rows_min = kTileRows,
+      .tokens_max = kTileTokens,
+      .scratch_bytes = sizeof(Scratch),
+      .linear = &Linear,
+      .gated = &Gated,
+      .pack_tokens = 1,
+      .packed_bytes = &PackedBytes,
+      .pack = &Pack,
+  };
   return kTable;
 }
 

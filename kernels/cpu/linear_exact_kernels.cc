@@ -6,7 +6,7 @@ namespace sluice {
 namespace SLUICE_SIMD {
 namespace {
 
-constexpr int kTileRows = 32;
+constexpr int kTileRows = 64;
 constexpr int kTileTokens = 32;
 constexpr int64_t kPanel = 512;  // inputs widened at a time; holds at least one scale block
 static_assert(kPanel >= kScaleBlockMax);
@@ -118,23 +118,30 @@ inline void FindScaleRows(const WeightRows& w, int64_t rows, const float** scale
   }
 }
 
-// Few tokens: weights go from memory through registers, once.
+// Few tokens: weights go from memory through registers, once. The kRows rows that are multiplied at
+// a time lie apart, so that each is the head of a long run of memory: hardware prefetches runs, not
+// the beginnings of rows. Returns the first row that is left.
 template <typename W, int kRows, int kTokens>
 inline int64_t DirectRows(const LinearTile& tile, const WeightRows& w,
-                          const float* const* scale_rows, int64_t row, Target target) {
+                          const float* const* scale_rows, int64_t row_begin, Target target) {
   const ScaleColumns columns{w.scales == nullptr ? 0 : w.scale_block, w.col_begin};
-  for (; row + kRows <= tile.rows; row += kRows) {
+  const int64_t spacing = (tile.rows - row_begin) / kRows;
+  for (int64_t i = 0; i < spacing; ++i) {
+    const float* rows_scales[kRows];
     F32x16 total[kRows][kTokens];
     for (int n = 0; n < kRows; ++n) {
+      rows_scales[n] = scale_rows[row_begin + n * spacing + i];
       for (int t = 0; t < kTokens; ++t) total[n][t] = Zero();
     }
-    Dot((const W*)w.data + row * w.stride, w.stride, tile.x, tile.x_stride, tile.k,
-        scale_rows + row, columns, total);
+    Dot((const W*)w.data + (row_begin + i) * w.stride, spacing * w.stride, tile.x, tile.x_stride,
+        tile.k, rows_scales, columns, total);
     for (int n = 0; n < kRows; ++n) {
-      for (int t = 0; t < kTokens; ++t) target.Put(t, row + n, Sum(total[n][t]));
+      for (int t = 0; t < kTokens; ++t) {
+        target.Put(t, row_begin + n * spacing + i, Sum(total[n][t]));
+      }
     }
   }
-  return row;
+  return row_begin + kRows * spacing;
 }
 
 template <typename W, int kTokens>
@@ -280,8 +287,13 @@ void Gated(const LinearTile& tile, void* memory) {
 
 const LinearKernels& GetExactLinearKernels() {
   static constexpr LinearKernels kTable{
-      kTileRows, kTileRows, kTileRows, kTileTokens, kScratchFloats * 4,
-      0,         nullptr,   nullptr,   &Linear,     &Gated};
+      .rows_max = kTileRows,
+      .rows_min = kTileRows,
+      .tokens_max = kTileTokens,
+      .scratch_bytes = kScratchFloats * 4,
+      .linear = &Linear,
+      .gated = &Gated,
+  };
   return kTable;
 }
 

@@ -41,23 +41,23 @@ struct LinearTile {
 
 // One way to compute tiles.
 struct LinearKernels {
-  // Limits of a task; no task is made smaller than rows_min without need.
+  // Limits of a task; none is made smaller than rows_min to have more of them.
   int64_t rows_max;
-  int64_t gated_rows_max;
   int64_t rows_min;
   int64_t tokens_max;
   int64_t scratch_bytes;  // that a task needs, aligned to 64
-
-  // x is first packed by groups of this many tokens, each to packed_bytes(whole product) bytes. A
-  // tile begins with a group. 0: x is used as it is.
-  int64_t pack_tokens;
-  int64_t (*packed_bytes)(const LinearTile& whole);
-  void (*pack)(const LinearTile& whole, int64_t group, char* packed);
 
   // out = x w^T, or += when accumulate.
   void (*linear)(const LinearTile& tile, void* scratch);
   // out = silu(x w^T) * (x up^T).
   void (*gated)(const LinearTile& tile, void* scratch);
+
+  // If not 0, x is first packed by groups of this many tokens, each to packed_bytes(whole product)
+  // bytes. Tasks begin with a group, and have at most packed_bytes_max bytes of packed x (0: any).
+  int64_t pack_tokens = 0;
+  int64_t packed_bytes_max = 0;
+  int64_t (*packed_bytes)(const LinearTile& whole) = nullptr;
+  void (*pack)(const LinearTile& whole, int64_t group, char* packed) = nullptr;
 };
 
 }  // namespace sluice

@@ -28,34 +28,55 @@ struct Bf16x64 {
   __m512i lo, hi;  // elements 0-31, 32-63
 };
 
-static inline uint64_t FirstOf64(int64_t n) {
-  return n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
-}
-static inline __mmask16 Lanes16(uint64_t mask, int quarter) {
-  return (__mmask16)(mask >> (16 * quarter));
-}
+// Which of 64 elements are read; the others are 0 and their memory is not touched.
+struct All64 {};
+struct First64 {
+  uint64_t mask;
+  explicit First64(int64_t n) : mask(n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1) {}
+};
 
-// Elements whose bit in the mask is 0 are neither read nor anything but 0.
-static inline Bf16x64 WidenTo64(Bf16Weights, const uint16_t* p, uint64_t mask) {
-  return {_mm512_maskz_loadu_epi16((__mmask32)mask, p),
-          _mm512_maskz_loadu_epi16((__mmask32)(mask >> 32), p + 32)};
+static inline __m512i LoadBytes(All64, const void* p) { return _mm512_loadu_si512(p); }
+static inline __m512i LoadBytes(First64 n, const void* p) {
+  return _mm512_maskz_loadu_epi8(n.mask, p);
+}
+// Half 0 or 1 of 64 words, and quarters of 64 floats or halves, of which p is the first.
+static inline __m512i LoadWords(All64, const uint16_t* p, int half) {
+  return _mm512_loadu_si512(p + 32 * half);
+}
+static inline __m512i LoadWords(First64 n, const uint16_t* p, int half) {
+  return _mm512_maskz_loadu_epi16((__mmask32)(n.mask >> (32 * half)), p + 32 * half);
+}
+static inline __m512 LoadQuarter(All64, const float* p, int quarter) {
+  return _mm512_loadu_ps(p + 16 * quarter);
+}
+static inline __m512 LoadQuarter(First64 n, const float* p, int quarter) {
+  return _mm512_maskz_loadu_ps((__mmask16)(n.mask >> (16 * quarter)), p + 16 * quarter);
+}
+static inline __m512 LoadQuarter(All64, const uint16_t* p, int quarter) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(p + 16 * quarter)));
+}
+static inline __m512 LoadQuarter(First64 n, const uint16_t* p, int quarter) {
+  return _mm512_cvtph_ps(
+      _mm256_maskz_loadu_epi16((__mmask16)(n.mask >> (16 * quarter)), p + 16 * quarter));
 }
 
 static inline __m512i RoundPair(__m512 first, __m512 second) {
   return (__m512i)_mm512_cvtne2ps_pbh(second, first);
 }
-static inline Bf16x64 WidenTo64(F32Weights, const float* p, uint64_t mask) {
-  return {RoundPair(_mm512_maskz_loadu_ps(Lanes16(mask, 0), p),
-                    _mm512_maskz_loadu_ps(Lanes16(mask, 1), p + 16)),
-          RoundPair(_mm512_maskz_loadu_ps(Lanes16(mask, 2), p + 32),
-                    _mm512_maskz_loadu_ps(Lanes16(mask, 3), p + 48))};
+
+template <typename Which>
+static inline Bf16x64 WidenTo64(Bf16Weights, const uint16_t* p, Which which) {
+  return {LoadWords(which, p, 0), LoadWords(which, p, 1)};
 }
-static inline __m512 F16Quarter(const uint16_t* p, uint64_t mask, int quarter) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(Lanes16(mask, quarter), p + 16 * quarter));
+template <typename Which>
+static inline Bf16x64 WidenTo64(F32Weights, const float* p, Which which) {
+  return {RoundPair(LoadQuarter(which, p, 0), LoadQuarter(which, p, 1)),
+          RoundPair(LoadQuarter(which, p, 2), LoadQuarter(which, p, 3))};
 }
-static inline Bf16x64 WidenTo64(F16Weights, const uint16_t* p, uint64_t mask) {
-  return {RoundPair(F16Quarter(p, mask, 0), F16Quarter(p, mask, 1)),
-          RoundPair(F16Quarter(p, mask, 2), F16Quarter(p, mask, 3))};
+template <typename Which>
+static inline Bf16x64 WidenTo64(F16Weights, const uint16_t* p, Which which) {
+  return {RoundPair(LoadQuarter(which, p, 0), LoadQuarter(which, p, 1)),
+          RoundPair(LoadQuarter(which, p, 2), LoadQuarter(which, p, 3))};
 }
 
 // The high and the low byte of the bf16 value of each e4m3 magnitude.
@@ -112,16 +133,18 @@ static constexpr uint64_t BitMatrix(const int (&sources)[8]) {
   return matrix;
 }
 
-static inline Bf16x64 WidenTo64(F8Weights, const uint8_t* p, uint64_t mask) {
-  const __m512i codes = _mm512_permutexvar_epi8(_mm512_load_si512(kInterleaveOrder.at),
-                                                _mm512_maskz_loadu_epi8(mask, p));
+template <typename Which>
+static inline Bf16x64 WidenTo64(F8Weights, const uint8_t* p, Which which) {
+  const __m512i codes =
+      _mm512_permutexvar_epi8(_mm512_load_si512(kInterleaveOrder.at), LoadBytes(which, p));
   // A normal number s eeee mmm is s (eeee + 120) mmm0000 in bf16, and eeee + 120 has the bits
   // e3 !e3 !e3 !e3 !e3 e2 e1 e0: each byte of the result is a linear function of the code's bits.
   constexpr uint64_t kHigh = BitMatrix({4, 5, 6, 6, 6, 6, 6, 7});
   constexpr uint64_t kLow = BitMatrix({-1, -1, -1, -1, 0, 1, 2, 3});
   __m512i high = _mm512_gf2p8affine_epi64_epi8(codes, _mm512_set1_epi64((long long)kHigh), 0x3c);
   __m512i low = _mm512_gf2p8affine_epi64_epi8(codes, _mm512_set1_epi64((long long)kLow), 0);
-  // Zeros, subnormals and NaNs are looked up. They are rare in weights that fill their range.
+  // Zeros, subnormals and NaNs are looked up. They are rare in weights that fill their range (and
+  // what is not read comes last in a row).
   const __m512i magnitudes = _mm512_and_si512(codes, _mm512_set1_epi8(0x7f));
   const __mmask64 special = _mm512_cmpge_epu8_mask(_mm512_sub_epi8(magnitudes, _mm512_set1_epi8(8)),
                                                    _mm512_set1_epi8(127 - 8));
