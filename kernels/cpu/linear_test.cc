@@ -227,7 +227,7 @@ TEST(LinearExactTest, BitEqualForEveryBatchThreadCountAndInstructionSet) {
       Matrix want(shape.m, shape.n), want_gated(shape.m, shape.n);
       for (int64_t t = 0; t < shape.m; ++t) {
         TensorView x_row = x.View().Prefix(1), row = want.View().Prefix(1);
-        x_row.data = &x.values[t * shape.k];
+        x_row.data = x.values.data() + t * shape.k;
         for (int64_t n = 0; n < shape.n; ++n) {
           TensorView place(&want.At(t, n), DType::kF32, {1, 1});
           ASSERT_TRUE(one.linear.Linear({x_row, gate.view.RowSlice(n, 1), place}, {}).ok());
