@@ -98,6 +98,13 @@ struct AmxAttentionKernels {
   // out[j][i] = a[i] . b[j] in f32 for the first `rows` of 16 rows of b; rows_a a multiple of 16.
   void (*product_transposed)(const AmxRows& a, int64_t rows_a, const char* b, int64_t n, float* out,
                              int64_t stride_out, int64_t rows);
+  // Products with a single vector, without tiles. out[c] = sum over r of x[r] * w[r][c], n columns
+  // (a multiple of 32), rounded to bf16, steps of 32 step_bytes apart.
+  void (*project_query)(const uint16_t* w, int64_t stride, int64_t rows, int64_t n, const float* x,
+                        char* out, int64_t step_bytes);
+  // out[r] = w[r] . x, x in bf16 steps of 32 step_bytes apart.
+  void (*project_output)(const uint16_t* w, int64_t stride, int64_t rows, int64_t n, const char* x,
+                         int64_t step_bytes, float* out);
   void (*attend_prompt)(const AmxPromptBlock& block);
   // out[query][value] = outputs / sums for `queries` of one group.
   void (*finish_prompt)(const float* outputs, const float* sums, int64_t value_dim, int64_t queries,

@@ -241,6 +241,71 @@ void ProductTransposed(const AmxRows& a, int64_t rows_a, const char* b, int64_t 
   }
 }
 
+// Elements of two vectors side by side, rounded to bf16.
+inline __m512i PairUp(__m512 even, __m512 odd) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, RoundPair(even, odd));
+}
+
+// Of 32 elements of bf16, those at even and at odd places.
+inline __m512 Even(__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+inline __m512 Odd(__m512i x) {
+  return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+// kSteps steps of columns.
+template <int kSteps>
+void ProjectQuerySteps(const uint16_t* w, int64_t stride, int64_t rows, const float* x, char* out,
+                       int64_t step_bytes) {
+  __m512 even[kSteps], odd[kSteps];
+  for (int s = 0; s < kSteps; ++s) even[s] = odd[s] = _mm512_setzero_ps();
+  for (int64_t row = 0; row < rows; ++row, w += stride) {
+    const __m512 factor = _mm512_set1_ps(x[row]);
+    for (int s = 0; s < kSteps; ++s) {
+      const __m512i pairs = _mm512_loadu_si512(w + s * kAmxStep);
+      even[s] = _mm512_fmadd_ps(Even(pairs), factor, even[s]);
+      odd[s] = _mm512_fmadd_ps(Odd(pairs), factor, odd[s]);
+    }
+  }
+  for (int s = 0; s < kSteps; ++s) {
+    _mm512_store_si512(out + s * step_bytes, PairUp(even[s], odd[s]));
+  }
+}
+
+void ProjectQuery(const uint16_t* w, int64_t stride, int64_t rows, int64_t n, const float* x,
+                  char* out, int64_t step_bytes) {
+  constexpr int kSteps = 8;
+  int64_t c = 0;
+  for (; c + kSteps * kAmxStep <= n; c += kSteps * kAmxStep, out += kSteps * step_bytes) {
+    ProjectQuerySteps<kSteps>(w + c, stride, rows, x, out, step_bytes);
+  }
+  for (; c + 4 * kAmxStep <= n; c += 4 * kAmxStep, out += 4 * step_bytes) {
+    ProjectQuerySteps<4>(w + c, stride, rows, x, out, step_bytes);
+  }
+  for (; c < n; c += kAmxStep, out += step_bytes) {
+    ProjectQuerySteps<1>(w + c, stride, rows, x, out, step_bytes);
+  }
+}
+
+void ProjectOutput(const uint16_t* w, int64_t stride, int64_t rows, int64_t n, const char* x,
+                   int64_t step_bytes, float* out) {
+  constexpr int kRows = 4;
+  for (int64_t row = 0; row < rows; row += kRows) {  // a multiple of 16
+    __m512 even[kRows], odd[kRows];
+    for (int r = 0; r < kRows; ++r) even[r] = odd[r] = _mm512_setzero_ps();
+    for (int64_t c = 0; c < n; c += kAmxStep) {
+      const __m512i factors = _mm512_load_si512(x + c / kAmxStep * step_bytes);
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i pairs = _mm512_loadu_si512(w + (row + r) * stride + c);
+        even[r] = _mm512_fmadd_ps(Even(pairs), Even(factors), even[r]);
+        odd[r] = _mm512_fmadd_ps(Odd(pairs), Odd(factors), odd[r]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) out[row + r] = Sum(F32x16{_mm512_add_ps(even[r], odd[r])});
+  }
+}
+
 // 2^x for x <= 0, to 1e-4 relative: more than bf16 weights can tell. At least 2^-100, also for
 // minus infinity and NaN.
 inline __m512 Exp2(__m512 x) {
@@ -252,13 +317,6 @@ inline __m512 Exp2(__m512 x) {
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.6932829f));
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(p, n);
-}
-
-// Even and odd positions of a lane as one pair.
-inline __m512i PairUp(__m512 even, __m512 odd) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, RoundPair(even, odd));
 }
 
 // One block of the running softmax of 16 lanes: scores [row][kStride] become weights, packed.
@@ -454,9 +512,9 @@ void FinishLatents(const float* outputs, const float* sums, int64_t kv_lora_rank
 
 const AmxAttentionKernels& GetAmxAttentionKernels() {
   static constexpr AmxAttentionKernels kKernels = {
-      Configure,    Release,       TileRows,      TileRowsF32,  PackBf16,
-      PackF32,      PackTranspose, TransposeTile, Product,      ProductTransposed,
-      AttendPrompt, FinishPrompt,  AttendLatents, FinishLatents};
+      Configure,     Release,       TileRows,      TileRowsF32,       PackBf16,     PackF32,
+      PackTranspose, TransposeTile, Product,       ProductTransposed, ProjectQuery, ProjectOutput,
+      AttendPrompt,  FinishPrompt,  AttendLatents, FinishLatents};
   return kKernels;
 }
 

@@ -240,6 +240,19 @@ TEST(MlaAbsorbed, FastAgreesWithExactOverManyBlocks) {
         1.2e-2)
         << Name(setting);
   }
+  const int64_t q_width = dims.num_heads * dims.q_dim(), out_width = dims.num_heads * dims.v_dim;
+  for (const size_t t : {size_t{0}, size_t{35}, size_t{36}}) {  // one token has kernels of its own
+    const OwnedTensor one = MakeF32(
+        {1, q_width},
+        std::vector<float>(q.data<float>() + t * q_width, q.data<float>() + (t + 1) * q_width));
+    const OwnedTensor got =
+        Absorbed(scene, kv_b, one, {tokens[t]}, {DetectCpuIsa(), 2, Numerics::kFast});
+    ASSERT_LT(RelativeError(got.data<float>(),
+                            std::vector<double>(want.data<float>() + t * out_width,
+                                                want.data<float>() + (t + 1) * out_width)),
+              1.2e-2)
+        << "token " << t << " alone";
+  }
 }
 
 TEST(MlaAbsorbed, NoTokensIsFine) {

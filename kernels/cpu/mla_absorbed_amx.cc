@@ -50,14 +50,19 @@ void MlaAbsorbedAmxTask::ProjectQueries(const MlaAbsorbedParams& params, const M
   const Bf16Rows key_up =
       RoundWeight(*rows_, params.kv_b.RowSlice(head * (dims.nope_dim + dims.v_dim), dims.nope_dim),
                   wide_row_, narrow_rows_);
-  amx_->pack_transpose(key_up.rows, key_up.stride, dims.nope_dim, dims.kv_lora_rank, key_up_);
-  amx_->tile_rows_f32(params.q.Row<float>(block.token_begin) + head * dims.q_dim(),
-                      params.q.row_stride, tokens, dims.nope_dim, token_rows_);
   // Row `head` of each token's matrix.
   const int64_t token_bytes = kHeadsMax * dims.kv_dim() * 2;
-  const AmxRows out = {queries_ + (head - block.head_begin) * 64, token_bytes, kAmxTileBytes, 0};
+  char* out = queries_ + (head - block.head_begin) * 64;
+  const float* q = params.q.Row<float>(block.token_begin) + head * dims.q_dim();
+  if (tokens == 1) {
+    amx_->project_query(key_up.rows, key_up.stride, dims.nope_dim, dims.kv_lora_rank, q, out,
+                        kAmxTileBytes);
+    return;
+  }
+  amx_->pack_transpose(key_up.rows, key_up.stride, dims.nope_dim, dims.kv_lora_rank, key_up_);
+  amx_->tile_rows_f32(q, params.q.row_stride, tokens, dims.nope_dim, token_rows_);
   amx_->product(TiledRows(token_rows_, dims.nope_dim / kAmxStep), kAmxEdge, key_up_,
-                dims.kv_lora_rank, dims.nope_dim, out, tokens);
+                dims.kv_lora_rank, dims.nope_dim, {out, token_bytes, kAmxTileBytes, 0}, tokens);
 }
 
 void MlaAbsorbedAmxTask::Attend(const MlaAbsorbedParams& params, const MlaBlock& block,
@@ -110,16 +115,21 @@ void MlaAbsorbedAmxTask::ProjectOutputs(const MlaAbsorbedParams& params, const M
   const MlaDims& dims = params.dims;
   const int64_t rank_steps = dims.kv_lora_rank / kAmxStep;
   char* contexts = contexts_ + (head - block.head_begin) * rank_steps * kAmxTileBytes;
-  for (int64_t step = 0; step < rank_steps; ++step) {
-    amx_->transpose_tile(contexts + step * kAmxTileBytes, contexts + step * kAmxTileBytes);
-  }
   const int64_t first_row = head * (dims.nope_dim + dims.v_dim) + dims.nope_dim;
   const Bf16Rows value_up =
       RoundWeight(*rows_, params.kv_b.RowSlice(first_row, dims.v_dim), wide_row_, narrow_rows_);
+  float* out = params.out.Row<float>(block.token_begin) + head * dims.v_dim;
+  const int64_t tokens = block.token_end - block.token_begin;
+  if (tokens == 1) {
+    amx_->project_output(value_up.rows, value_up.stride, dims.v_dim, dims.kv_lora_rank, contexts,
+                         kAmxTileBytes, out);
+    return;
+  }
+  for (int64_t step = 0; step < rank_steps; ++step) {
+    amx_->transpose_tile(contexts + step * kAmxTileBytes, contexts + step * kAmxTileBytes);
+  }
   amx_->product_transposed(PlainRows(value_up.rows, value_up.stride), dims.v_dim, contexts,
-                           dims.kv_lora_rank,
-                           params.out.Row<float>(block.token_begin) + head * dims.v_dim,
-                           params.out.row_stride, block.token_end - block.token_begin);
+                           dims.kv_lora_rank, out, params.out.row_stride, tokens);
 }
 
 }  // namespace sluice

@@ -181,7 +181,7 @@ void Absorbed(benchmark::State& state, const ModelShape& shape, Numerics numeric
 }
 
 // Arguments: queries, and positions before them.
-void Prompt(benchmark::State& state, const ModelShape& shape) {
+void Prompt(benchmark::State& state, const ModelShape& shape, Numerics numerics) {
   const MlaDims& dims = shape.mla;
   const int64_t queries = state.range(0), first = state.range(1);
   const Cache cache(dims, DType::kBF16, 1, first + queries);
@@ -190,7 +190,7 @@ void Prompt(benchmark::State& state, const ModelShape& shape) {
   const OwnedTensor q = RandomF32({queries, dims.num_heads * dims.q_dim()}, 5);
   const OwnedTensor out(DType::kF32, {queries, dims.num_heads * dims.v_dim});
   const TensorView pages(cache.page_table.data<int32_t>(), DType::kI32, {cache.page_table.size()});
-  const auto ops = MakeCpuAttentionOps(Ops(Numerics::kFast).context());
+  const auto ops = MakeCpuAttentionOps(Ops(numerics).context());
   for (auto _ : state) {
     Check(state, ops->MlaPrompt(
                      {dims, q.view(), kv_b.view, cache.rows.view(), pages, first, 0.1f, out.view()},
@@ -258,10 +258,11 @@ void RegisterAll() {
         add("AbsorbedExact", [&](benchmark::State& s) { Absorbed(s, shape, Numerics::kExact); }));
     contexts(
         add("AbsorbedFast", [&](benchmark::State& s) { Absorbed(s, shape, Numerics::kFast); }));
-    add("Prompt", [&](benchmark::State& s) { Prompt(s, shape); })
-        ->Args({512, 0})
-        ->Args({512, 3584})
-        ->Args({4096, 0});
+    const auto prompts = [](benchmark::internal::Benchmark* b) {
+      b->Args({512, 0})->Args({512, 3584})->Args({4096, 0});
+    };
+    prompts(add("PromptInF32", [&](benchmark::State& s) { Prompt(s, shape, Numerics::kExact); }));
+    prompts(add("PromptFast", [&](benchmark::State& s) { Prompt(s, shape, Numerics::kFast); }));
   }
 }
 
