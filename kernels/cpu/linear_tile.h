@@ -11,6 +11,20 @@ namespace sluice {
 
 inline constexpr int64_t kScaleBlockMax = 512;
 
+// The storage types of weights, to choose overloads by.
+struct F32Weights {
+  using Element = float;
+};
+struct Bf16Weights {
+  using Element = uint16_t;
+};
+struct F16Weights {
+  using Element = uint16_t;
+};
+struct F8Weights {
+  using Element = uint8_t;
+};
+
 // Some rows of a WeightView.
 struct WeightRows {
   const void* data = nullptr;

@@ -1,28 +1,11 @@
 // Weights of any type as bf16, 64 at a time, for kernels on AVX512-BF16, VBMI and GFNI.
 #pragma once
 
-#include "kernels/cpu/simd/f32x16_avx512.h"
+#include "kernels/cpu/linear_tile.h"
+#include "kernels/cpu/simd/f32x16.h"
 
 namespace sluice {
 namespace simd_avx512 {
-
-// How weights of one type are read; kExact: no bit is lost in bf16.
-struct F32Weights {
-  using Element = float;
-  static constexpr bool kExact = false;
-};
-struct Bf16Weights {
-  using Element = uint16_t;
-  static constexpr bool kExact = true;
-};
-struct F16Weights {
-  using Element = uint16_t;
-  static constexpr bool kExact = false;
-};
-struct F8Weights {
-  using Element = uint8_t;
-  static constexpr bool kExact = true;
-};
 
 struct Bf16x64 {
   __m512i lo, hi;  // elements 0-31, 32-63

@@ -21,12 +21,18 @@
 //   Lt Le Gt Ge Eq (a, b) -> Mask16, false for NaN; FirstN(n), And, Or, Not, Any, Bits (lane 0 is
 //       bit 0); Select(mask, a, b) = mask ? a : b
 //   Sum(a), HMax(a), HMin(a): lanes i and i + 8, then i + 4, i + 2, i + 1
+//   SumEach(v[16]): lane i is Sum(v[i])
 //   I32x16: Set1I LoadI LoadIN StoreI StoreIN, a + b, a - b, a * b (low half), a & b, a | b, a ^ b,
 //       ShiftLeft<n> ShiftRight<n> (arithmetic) ShiftRightLogical<n>, EqI GtI (signed), SelectI
 //   ToI32(f): nearest even, INT32_MIN when out of range or NaN; ToF32(i): nearest even
 //   BitsOf(f) -> I32x16, FromBits(i) -> F32x16
 // kernels/cpu/simd/math.h adds Exp, Log, Sigmoid, Silu.
+//
+// Blocks of vectors that are to stay in registers are passed by reference to functions marked
+// SLUICE_SIMD_INLINE, which work on local copies.
 #pragma once
+
+#define SLUICE_SIMD_INLINE inline __attribute__((always_inline))
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define SLUICE_SIMD simd_avx512

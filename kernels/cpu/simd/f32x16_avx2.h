@@ -178,6 +178,25 @@ static inline float Sum(F32x16 a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+static SLUICE_SIMD_INLINE __m256 SumEach8(const F32x16* v) {
+  __m256 fours[4];  // half j of fours[g]: v[4 j + g], reduced to four lanes
+  for (int g = 0; g < 4; ++g) {
+    const __m256 a = _mm256_add_ps(v[g].lo, v[g].hi);
+    const __m256 b = _mm256_add_ps(v[4 + g].lo, v[4 + g].hi);
+    fours[g] =
+        _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  }
+  __m256 twos[2];
+  for (int g = 0; g < 2; ++g) {
+    const __m256 p = fours[2 * g], q = fours[2 * g + 1];
+    twos[g] = _mm256_add_ps(_mm256_shuffle_ps(p, q, 0x44), _mm256_shuffle_ps(p, q, 0xee));
+  }
+  return _mm256_add_ps(_mm256_shuffle_ps(twos[0], twos[1], 0x88),
+                       _mm256_shuffle_ps(twos[0], twos[1], 0xdd));
+}
+static SLUICE_SIMD_INLINE F32x16 SumEach(const F32x16 (&v)[16]) {
+  return {SumEach8(v), SumEach8(v + 8)};
+}
 static inline float HMax(F32x16 a) {
   const __m256 eight = _mm256_max_ps(a.lo, a.hi);
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

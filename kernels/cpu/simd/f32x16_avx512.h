@@ -115,6 +115,25 @@ static inline float Sum(F32x16 a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+static SLUICE_SIMD_INLINE F32x16 SumEach(const F32x16 (&v)[16]) {
+  __m512 fours[4];  // quarter j of fours[g]: v[4 j + g], reduced to four lanes
+  for (int g = 0; g < 4; ++g) {
+    const __m512 a = v[g].v, b = v[4 + g].v, c = v[8 + g].v, d = v[12 + g].v;
+    const __m512 ab =
+        _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const __m512 cd =
+        _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    fours[g] =
+        _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  }
+  __m512 twos[2];
+  for (int g = 0; g < 2; ++g) {
+    const __m512 p = fours[2 * g], q = fours[2 * g + 1];
+    twos[g] = _mm512_add_ps(_mm512_shuffle_ps(p, q, 0x44), _mm512_shuffle_ps(p, q, 0xee));
+  }
+  return {_mm512_add_ps(_mm512_shuffle_ps(twos[0], twos[1], 0x88),
+                        _mm512_shuffle_ps(twos[0], twos[1], 0xdd))};
+}
 static inline float HMax(F32x16 a) {
   const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

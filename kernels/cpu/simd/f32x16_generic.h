@@ -124,6 +124,7 @@ static inline float Sum(F32x16 a) {
   }
   return a.lane[0];
 }
+static SLUICE_SIMD_INLINE F32x16 SumEach(const F32x16 (&v)[16]) { SLUICE_LANES(F32x16, Sum(v[i])); }
 static inline float HMax(F32x16 a) {
   for (int half = 8; half >= 1; half /= 2) {
     for (int i = 0; i < half; ++i) {

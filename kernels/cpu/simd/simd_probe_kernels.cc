@@ -17,7 +17,7 @@ I32x16 MaskToI32(Mask16 mask) { return SelectI(mask, Set1I(-1), Set1I(0)); }
       expr;                                                                                   \
     }                                                                                         \
   }
-#define SLUICE_FLOAT_PROBE(expr) SLUICE_PROBE(#expr, false, Store(out, expr))
+#define SLUICE_FLOAT_PROBE(...) SLUICE_PROBE(#__VA_ARGS__, false, Store(out, (__VA_ARGS__)))
 #define SLUICE_INT_PROBE(expr) SLUICE_PROBE(#expr, true, Store(out, FromBits(expr)))
 #define SLUICE_MASK_PROBE(expr) SLUICE_PROBE(#expr, true, Store(out, FromBits(MaskToI32(expr))))
 
@@ -35,6 +35,8 @@ const SimdProbe kProbes[] = {
     SLUICE_FLOAT_PROBE(Min(a, b)),
     SLUICE_FLOAT_PROBE(Select(Lt(a, b), c, b)),
     SLUICE_FLOAT_PROBE(Set1(Sum(a))),
+    SLUICE_FLOAT_PROBE(SumEach({a, b, c, a + b, a + c, b + c, a - b, a - c, b - c, Neg(a), Neg(b),
+                                Neg(c), a* b, a* c, b* c, a* a})),
     SLUICE_FLOAT_PROBE(Set1(HMax(a))),
     SLUICE_FLOAT_PROBE(Set1(HMin(a))),
     SLUICE_FLOAT_PROBE(LoadN(pa, n)),

@@ -1,7 +1,7 @@
 // Turns 16 vectors of 16 words into their transpose.
 #pragma once
 
-#include "kernels/cpu/simd/f32x16_avx512.h"
+#include "kernels/cpu/simd/f32x16.h"
 
 namespace sluice {
 namespace simd_avx512 {
