@@ -26,7 +26,11 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   app.add_flag("--include-mtp,!--no-mtp", options.include_mtp,
                "with the MTP module, if the configuration has one (the default)");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 1;
+  }
   options.fp8 = dtype == "fp8";
 
   const auto config = sluice::ReadFile(config_path, 4 << 20);

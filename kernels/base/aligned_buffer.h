@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 
@@ -12,9 +13,12 @@ class AlignedBuffer {
   static constexpr size_t kAlignment = 64;
 
   AlignedBuffer() = default;  // empty
-  // Zero-filled. Large buffers come straight from the kernel, so pages cost nothing until touched.
-  // Aborts when memory is exhausted, as operator new would.
+  // Zero-filled; pages cost nothing until touched. Throws std::bad_alloc when memory is exhausted,
+  // as operator new would.
   explicit AlignedBuffer(size_t bytes);
+
+  // How many were ever made, for tests that watch for allocations.
+  static int64_t num_created();
 
   void* data() const { return data_.get(); }
   size_t size() const { return size_; }

@@ -52,8 +52,13 @@ class CpuBackend final : public Backend {
       return absl::ResourceExhaustedError(
           absl::StrCat(what, ": needs ", bytes, " bytes, this machine has ", machine_bytes));
     }
-    auto owner = std::make_shared<AlignedBuffer>(bytes);
-    return DeviceBuffer{std::shared_ptr<void>(owner, owner->data()), bytes};
+    try {
+      auto owner = std::make_shared<AlignedBuffer>(bytes);
+      return DeviceBuffer{std::shared_ptr<void>(owner, owner->data()), bytes};
+    } catch (const std::bad_alloc&) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(what, ": needs ", bytes, " bytes, and this process cannot get them"));
+    }
   }
 
   absl::Status CopyToDevice(void* device, const void* host, size_t bytes, StreamId) override {

@@ -1,6 +1,8 @@
 // Gate, permutation and combination of a mixture of experts on the CPU.
+
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -93,6 +95,12 @@ absl::Status CheckCombine(const MoeCombineParams& params) {
   return absl::OkStatus();
 }
 
+bool AnyNaN(const float* x, int64_t n) {
+  bool any = false;
+  for (int64_t i = 0; i < n; ++i) any |= x[i] != x[i];
+  return any;
+}
+
 class CpuMoeOps final : public MoeOps {
  public:
   explicit CpuMoeOps(const CpuContext& context)
@@ -120,8 +128,14 @@ class CpuMoeOps final : public MoeOps {
       } else {
         kernels_.softmax(logits, experts, scores);
       }
+      float* weights = params.expert_weights.Row<float>(token);
       GateRow(rule, scores, params.bias.As<float>(), experts, scores + experts,
-              params.expert_ids.Row<int32_t>(token), params.expert_weights.Row<float>(token));
+              params.expert_ids.Row<int32_t>(token), weights);
+      // A logit that is no number must not vanish by its expert never being chosen: it spoils the
+      // token, and sampling reports that.
+      if (AnyNaN(logits, experts)) {
+        std::fill_n(weights, rule.top_k, std::numeric_limits<float>::quiet_NaN());
+      }
     });
     if (params.expert_load.data == nullptr) return absl::OkStatus();
     int64_t* load = params.expert_load.As<int64_t>();

@@ -42,6 +42,10 @@ struct GateCall {
     return std::vector<int32_t>(ids.data<int32_t>() + token * top_k,
                                 ids.data<int32_t>() + (token + 1) * top_k);
   }
+  std::vector<float> Weights(int64_t token) const {
+    return std::vector<float>(weights.data<float>() + token * top_k,
+                              weights.data<float>() + (token + 1) * top_k);
+  }
 };
 
 // The rule in double, by sorting.
@@ -250,6 +254,21 @@ TEST(Gate, OddLogitsStillGiveDistinctExperts) {
       EXPECT_THAT(call.Ids(t), testing::UnorderedElementsAre(0, 1, 2, 3));
     }
   }
+}
+
+// A broken router must not quietly choose among the experts it still knows.
+TEST(Gate, AScoreThatIsNoNumberSpoilsTheToken) {
+  GateCall call;
+  call.logits = MakeF32({2, 4}, {0, std::numeric_limits<float>::quiet_NaN(), 1, 2, 0, 1, 2, 3});
+  call.rule = {.scoring = GateScoring::kSigmoid,
+               .group_score = GroupScore::kNone,
+               .num_groups = 1,
+               .topk_groups = 1};
+  call.top_k = 2;
+  ASSERT_TRUE(call.Run().ok());
+  const std::vector<float> weights = call.Weights(0);
+  EXPECT_TRUE(std::isnan(weights[0]) && std::isnan(weights[1]));
+  EXPECT_FALSE(std::isnan(call.Weights(1)[0]));
 }
 
 TEST(Gate, AddsToTheLoadCountersAndIsTheSameEverywhere) {

@@ -1,5 +1,6 @@
 // Sampling on the CPU: rows are independent, one task each.
 #include <algorithm>
+#include <bit>
 #include <memory>
 #include <vector>
 
@@ -111,6 +112,14 @@ class CpuSamplingOps final : public SamplingOps {
   }
 
  private:
+  static bool AllFinite(const float* x, int64_t n) {
+    uint32_t odd = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      odd |= (std::bit_cast<uint32_t>(x[i]) & 0x7f800000u) == 0x7f800000u ? 1 : 0;
+    }
+    return odd == 0;
+  }
+
   static void SampleOne(const SampleParams& params, int64_t index, RowSampler& sampler) {
     const SamplingRow& row = params.rows[index];
     SampleRowTables tables;
@@ -126,6 +135,9 @@ class CpuSamplingOps final : public SamplingOps {
       tables.output_counts = params.output_counts.Row<int32_t>(row.slot);
     }
     sampler.Reserve(tables.vocab);
+    if (params.not_finite.data != nullptr) {
+      params.not_finite.As<uint8_t>()[index] = AllFinite(tables.logits, tables.vocab) ? 0 : 1;
+    }
     const int32_t token = sampler.Sample(row, tables);
     params.tokens.As<int32_t>()[index] = token;
     params.tokens_by_slot.As<int32_t>()[row.slot] = token;

@@ -26,7 +26,7 @@ struct Call {
   OwnedTensor prompt_mask, output_counts;
   int64_t slots = 8;
   int64_t top_max = 5;
-  OwnedTensor tokens, tokens_by_slot, logprobs, top_ids, top_logprobs;
+  OwnedTensor tokens, tokens_by_slot, logprobs, top_ids, top_logprobs, not_finite;
 
   SampleParams Params() {
     const int64_t count = logits.view().rows();
@@ -35,7 +35,9 @@ struct Call {
     logprobs = OwnedTensor(DType::kF32, {count});
     top_ids = OwnedTensor(DType::kI32, {count, top_max});
     top_logprobs = OwnedTensor(DType::kF32, {count, top_max});
+    not_finite = OwnedTensor(DType::kU8, {count});
     SampleParams params;
+    params.not_finite = not_finite.view();
     params.logits = logits.view();
     params.rows = rows.data();
     params.bias_ids =
@@ -143,6 +145,16 @@ TEST(SamplingOddLogits, NaNCountsAsMinusInfinity) {
   EXPECT_EQ(SampleOne({kNaN, -kInf, kNaN, -5, -kInf}, {.temperature = 0.7f}), 3);
   EXPECT_EQ(SampleOne({kNaN, -kInf, -2000, kNaN}, {.temperature = 1, .top_p = 0.5f, .top_k = 3}),
             2);
+}
+
+TEST(SamplingOddLogits, RowsThatAreNotFiniteAreReported) {
+  Call call;
+  call.logits = MakeF32({4, 3}, {1, 2, 3, 1, kNaN, 3, 1, 2, kInf, -kInf, 2, 3});
+  call.rows.resize(4);
+  ASSERT_TRUE(RunCall(&call).ok());
+  EXPECT_THAT(
+      std::vector<int>(call.not_finite.data<uint8_t>(), call.not_finite.data<uint8_t>() + 4),
+      testing::ElementsAre(0, 1, 1, 1));
 }
 
 TEST(SamplingOddLogits, InfinityCountsAsLargest) {

@@ -3,6 +3,10 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
+#include <cstdio>
+#include <system_error>
+
 #include "absl/base/internal/raw_logging.h"
 
 namespace sluice {
@@ -50,7 +54,11 @@ ThreadPool::ThreadPool(int threads) {
                  "a thread pool needs 1 to 32767 threads");
   workers_.reserve(threads - 1);
   for (int worker = 1; worker < threads; ++worker) {
-    workers_.emplace_back([this, worker] { Work(worker); });
+    try {
+      workers_.emplace_back([this, worker] { Work(worker); });
+    } catch (const std::system_error&) {
+      break;  // the system gives no more; threads() says how many there are
+    }
     pthread_setname_np(workers_.back().native_handle(), "sluice-compute");
   }
 }
@@ -120,10 +128,18 @@ void ThreadPool::Work(int worker) {
 }
 
 int UsableCores() {
-  cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof(cores), &cores) != 0) return 1;
-  const int count = CPU_COUNT(&cores);
-  return count < 1 ? 1 : count;
+  int cores = static_cast<int>(std::thread::hardware_concurrency());
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) cores = CPU_COUNT(&allowed);
+  // A container's share: "QUOTA PERIOD" in microseconds, or "max PERIOD".
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "re")) {
+    long quota = 0, period = 0;
+    if (std::fscanf(file, "%ld %ld", &quota, &period) == 2 && quota > 0 && period > 0) {
+      cores = static_cast<int>(std::min<long>(cores, (quota + period - 1) / period));
+    }
+    std::fclose(file);
+  }
+  return std::max(cores, 1);
 }
 
 }  // namespace sluice

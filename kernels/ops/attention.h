@@ -18,6 +18,11 @@ namespace sluice {
 
 inline constexpr int kPageTokens = 64;
 
+// Pages that so many positions of one sequence take.
+constexpr int64_t PagesFor(int64_t positions) {
+  return (positions + kPageTokens - 1) / kPageTokens;
+}
+
 // Dimensions of one attention layer as this rank sees it.
 struct MlaDims {
   int num_heads = 0;  // of this rank

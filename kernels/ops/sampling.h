@@ -65,6 +65,9 @@ struct SampleParams {
   TensorView logprobs;        // f32 [R]: of the sampled token, for rows that ask
   TensorView top_ids;         // i32 [R, top_max]: most probable first, ties: lowest id first
   TensorView top_logprobs;    // f32 [R, top_max]
+  // u8 [R], or no data: 1 where some raw logit is NaN or infinite; the row's token means nothing
+  // then.
+  TensorView not_finite;
 };
 
 class SamplingOps {

@@ -27,7 +27,8 @@ absl::Status FileError(const std::string& path, absl::string_view what, int erro
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Non-blocking, or a pipe in place of the file would be waited for.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return FileError(path, "cannot open", errno);
   absl::Cleanup close_fd = [fd] { close(fd); };
   struct stat info;

@@ -10,6 +10,9 @@
 namespace sluice::engine {
 namespace {
 
+// What the standard library's clocks can add to now without overflow.
+constexpr absl::Duration kWaitMax = absl::Hours(24 * 365);
+
 absl::Status CheckOption(const char* name, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -107,7 +110,7 @@ absl::Status Engine::Wait(StepHandle handle, absl::Duration timeout, StepResult*
                                                      " of ", submitted_, " submitted"));
     }
     const auto done = [&] { return completed_ >= handle.number || !failure_.ok(); };
-    if (!changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout), done)) {
+    if (!changed_.wait_for(lock, absl::ToChronoNanoseconds(std::min(timeout, kWaitMax)), done)) {
       return absl::DeadlineExceededError(absl::StrCat("step ", handle.number, " still runs after ",
                                                       absl::FormatDuration(timeout)));
     }
@@ -192,6 +195,7 @@ absl::Status Engine::RunStep(StepBuffers* step) {
         .logprobs = step->logprobs.device.Prefix(samples),
         .top_ids = step->top_ids.device.Prefix(samples),
         .top_logprobs = step->top_logprobs.device.Prefix(samples),
+        .not_finite = step->not_finite.device.Prefix(samples),
     };
     if (step->any_penalties) {
       params.prompt_mask = prompt_mask_;

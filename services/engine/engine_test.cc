@@ -3,11 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "services/engine/fake_backend.h"
+#include "services/engine/generator.h"
 
 namespace sluice::engine {
 namespace {
@@ -151,6 +153,18 @@ TEST_F(EngineTest, RefusesBadPlansAndGoesOn) {
   auto handle = engine->Submit(Plan(1, chunks));
   StepResult result;
   EXPECT_TRUE(engine->Wait(*handle, absl::Seconds(30), &result).ok());
+}
+
+TEST_F(EngineTest, LogitsThatAreNoNumbersEndTheRequest) {
+  auto engine = MakeEngine();
+  backend_.DamageLogits();
+  Generator generator(engine.get());
+  ASSERT_TRUE(
+      generator.Add({.id = 1, .prompt = tokens_, .output = {}, .sampling = sampling_}).ok());
+  std::vector<TokenEvent> events;
+  while (!generator.idle()) ASSERT_TRUE(generator.Step(&events).ok());
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_EQ(events[0].finish, FinishReason::kDamaged);
 }
 
 TEST_F(EngineTest, SaysWhatMemoryWasNeededFor) {

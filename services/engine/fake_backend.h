@@ -54,6 +54,11 @@ class FakeBackend : public Backend,
     const std::lock_guard lock(mutex_);
     next_sample_ = std::move(status);
   }
+  // From now on every row's logits count as not finite.
+  void DamageLogits() {
+    const std::lock_guard lock(mutex_);
+    damaged_ = true;
+  }
   // Steps wait before sampling until Release.
   void Hold() {
     const std::lock_guard lock(mutex_);
@@ -93,6 +98,7 @@ class FakeBackend : public Backend,
     if (!next_sample_.ok()) return std::exchange(next_sample_, absl::OkStatus());
     for (int64_t i = 0; i < params.logits.rows(); ++i) {
       const SamplingRow& row = params.rows[i];
+      params.not_finite.As<uint8_t>()[i] = damaged_ ? 1 : 0;
       params.tokens.As<int32_t>()[i] = FakeToken(row.slot, row.position, params.logits.dims[1]);
     }
     return absl::OkStatus();
@@ -103,6 +109,7 @@ class FakeBackend : public Backend,
   std::condition_variable released_;
   absl::Status next_sample_;
   bool held_ = false;
+  bool damaged_ = false;
 };
 
 }  // namespace sluice::engine

@@ -74,7 +74,8 @@ class ForwardPass {
 
   // f32 [samples_max, vocab]
   const TensorView& logits() const { return logits_; }
-  // i64 [layers, experts]: tokens each logical expert was chosen for, since the start.
+  // i64 [layers, experts]: tokens each logical expert was chosen for, since the start. The last
+  // layer counts only rows whose logits were wanted: the others do not reach its experts.
   const TensorView& expert_load() const { return expert_load_; }
   // Bytes of KV cache and of activations.
   size_t workspace_bytes() const { return workspace_.bytes(); }

@@ -1,6 +1,6 @@
 #include "services/engine/sampling_params.h"
 
-#include <cmath>
+#include <algorithm>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
@@ -61,7 +61,8 @@ absl::Status ValidateSamplingParams(const SamplingParams& params, int64_t vocab_
   for (const int32_t id : params.stop_token_ids) {
     SLUICE_RETURN_IF_ERROR(CheckTokenId("stop_token_ids", id, vocab_size));
   }
-  return CheckRange("logprobs", params.num_logprobs, -1, kLogprobsMax);
+  return CheckRange("logprobs", params.num_logprobs, -1,
+                    static_cast<double>(std::min<int64_t>(kLogprobsMax, vocab_size)));
 }
 
 }  // namespace sluice::engine

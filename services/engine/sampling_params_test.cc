@@ -38,7 +38,7 @@ TEST(SamplingParamsTest, NamesFieldValueAndLimit) {
       {"stop_token_ids holds token id -1", {.max_tokens = 1, .stop_token_ids = {-1}}},
       {"stop_token_ids has 129 entries",
        {.max_tokens = 1, .stop_token_ids = std::vector<int32_t>(129, 1)}},
-      {"logprobs is 21", {.max_tokens = 1, .num_logprobs = 21}},
+      {"logprobs is 11, allowed is -1 to 10", {.max_tokens = 1, .num_logprobs = 11}},
   };
   for (const Case& test_case : cases) {
     const absl::Status status = ValidateSamplingParams(test_case.params, /*vocab_size=*/10);

@@ -13,8 +13,6 @@ namespace {
 
 constexpr int32_t kSampledTokens[1] = {kSampledToken};
 
-int64_t PagesFor(int64_t positions) { return (positions + kPageTokens - 1) / kPageTokens; }
-
 absl::Status CheckTokens(const char* what, const std::vector<int32_t>& tokens, int64_t vocab_size) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] >= 0 && tokens[i] < vocab_size) continue;
@@ -95,6 +93,7 @@ const StepPlan* Scheduler::NextPlan() {
   chunks_.clear();
   resets_.clear();
   plan_tokens_ = 0;
+  short_of_pages_ = false;
   in_flight_.push_back({.number = next_number_});
   // Preempt() takes requests out of running_ from the back, so the end is looked at anew each time.
   for (const bool decoding : {true, false}) {
@@ -103,7 +102,8 @@ const StepPlan* Scheduler::NextPlan() {
       if (entry->decoding() == decoding && WantsChunk(*entry)) PlanChunk(entry);
     }
   }
-  AdmitWaiting();
+  // Pages that come free belong to those who run and lack them, not to newcomers.
+  if (!short_of_pages_) AdmitWaiting();
 
   if (chunks_.empty()) {
     in_flight_.pop_back();
@@ -148,9 +148,16 @@ void Scheduler::AdmitWaiting() {
 void Scheduler::PlanChunk(Entry* entry) {
   const int64_t known = static_cast<int64_t>(entry->tokens.size());
   const bool sampled = entry->scheduled >= known;  // the token lies on the device only
-  const int64_t count =
+  int64_t count =
       sampled ? 1 : std::min(known - entry->scheduled, options_.step_tokens_max - plan_tokens_);
-  if (!EnsurePages(entry, entry->scheduled + count)) return;
+  // A long chunk makes do with the pages there are.
+  const int64_t covered =
+      (static_cast<int64_t>(entry->pages.size()) + pool_.num_free()) * kPageTokens;
+  if (covered > entry->scheduled) count = std::min(count, covered - entry->scheduled);
+  if (!EnsurePages(entry, entry->scheduled + count)) {
+    short_of_pages_ = true;
+    return;
+  }
   StepChunk chunk{
       .slot = entry->slot,
       .first_position = entry->scheduled,
@@ -170,16 +177,15 @@ void Scheduler::PlanChunk(Entry* entry) {
 }
 
 // Makes the request's pages cover `positions`, at the cost of requests admitted after it. False
-// when it has to wait, or was itself the last admitted and is waiting again.
+// when it has to wait: for pages of a step in flight, or for requests admitted before it.
 bool Scheduler::EnsurePages(Entry* entry, int64_t positions) {
   while (true) {
     const int64_t missing = PagesFor(positions) - static_cast<int64_t>(entry->pages.size());
     if (missing <= 0 || pool_.Allocate(missing, &entry->pages)) return true;
-    if (!deferred_.empty()) return false;  // pages are on their way
+    if (!deferred_.empty()) return false;
     Entry* victim = running_.back();
-    if (victim->last_step == next_number_) return false;  // in this very plan already
+    if (victim == entry || victim->last_step == next_number_) return false;
     Preempt(victim);
-    if (victim == entry) return false;
   }
 }
 
@@ -247,8 +253,10 @@ void Scheduler::OnToken(Entry* entry, const SampledToken& token, std::vector<Tok
   entry->tokens.push_back(token.token_id);
   const SamplingParams& sampling = entry->request.sampling;
   TokenEvent event{.request_id = entry->request.id, .token = token};
-  if (std::find(sampling.stop_token_ids.begin(), sampling.stop_token_ids.end(), token.token_id) !=
-      sampling.stop_token_ids.end()) {
+  if (token.not_finite) {
+    event.finish = FinishReason::kDamaged;
+  } else if (std::find(sampling.stop_token_ids.begin(), sampling.stop_token_ids.end(),
+                       token.token_id) != sampling.stop_token_ids.end()) {
     event.finish = FinishReason::kStop;
   } else if (entry->num_outputs() >= sampling.max_tokens ||
              static_cast<int64_t>(entry->tokens.size()) >= options_.positions_max) {

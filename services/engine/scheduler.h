@@ -35,7 +35,11 @@ struct Request {
   SamplingParams sampling;
 };
 
-enum class FinishReason { kStop, kLength };
+enum class FinishReason {
+  kStop,     // a stop token
+  kLength,   // max_tokens, or the context limit
+  kDamaged,  // the logits were not finite; the token means nothing
+};
 
 struct TokenEvent {
   uint64_t request_id = 0;
@@ -128,6 +132,7 @@ class Scheduler {
   std::vector<StepChunk> chunks_;
   std::vector<SlotReset> resets_;
   int64_t plan_tokens_ = 0;
+  bool short_of_pages_ = false;  // some running request could not get what its chunk needs
 };
 
 }  // namespace sluice::engine

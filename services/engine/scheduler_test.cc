@@ -313,6 +313,23 @@ TEST(SchedulerTest, RandomLoadsGiveEveryRequestItsTokens) {
   }
 }
 
+TEST(SchedulerTest, APromptShortOfPagesIsNotOvertakenForever) {
+  SchedulerOptions options = SmallOptions();
+  options.kv_pages = 12;
+  Driver driver(options);
+  // Two hold most of the pages while a long prompt is on its way and short requests keep coming.
+  ASSERT_TRUE(driver.scheduler.Add(MakeRequest(1, 250, 60)).ok());
+  ASSERT_TRUE(driver.scheduler.Add(MakeRequest(2, 400, 10)).ok());
+  uint64_t next_id = 3;
+  for (int step = 0; step < 300 && !driver.outcomes[2].finish.has_value(); ++step) {
+    while (driver.scheduler.num_waiting() < 3) {
+      ASSERT_TRUE(driver.scheduler.Add(MakeRequest(next_id++, 20, 5)).ok());
+    }
+    driver.Step();
+  }
+  EXPECT_TRUE(driver.outcomes[2].finish.has_value()) << next_id << " requests came";
+}
+
 TEST(SchedulerTest, PreemptsTheYoungestWhenPagesRunOut) {
   SchedulerOptions options = SmallOptions();
   options.kv_pages = 6;

@@ -56,8 +56,6 @@ absl::Status CheckReset(const SlotReset& reset, const model::ModelConfig& config
   return absl::OkStatus();
 }
 
-int64_t PagesFor(int64_t positions) { return (positions + kPageTokens - 1) / kPageTokens; }
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StepBuffers>> StepBuffers::Create(Backend* backend,
@@ -96,6 +94,7 @@ absl::StatusOr<std::unique_ptr<StepBuffers>> StepBuffers::Create(Backend* backen
   const int64_t top = std::min<int64_t>(kLogprobsMax, config.vocab_size);
   SLUICE_RETURN_IF_ERROR(make("top tokens", i32, {slots, top}, &step->top_ids));
   SLUICE_RETURN_IF_ERROR(make("top logprobs", DType::kF32, {slots, top}, &step->top_logprobs));
+  SLUICE_RETURN_IF_ERROR(make("finite logits", DType::kU8, {slots}, &step->not_finite));
   SLUICE_ASSIGN_OR_RETURN(step->resolved_ids, workspace->Tensor("resolved ids", i32, {tokens}));
   step->slot_used_.resize(slots);
   step->last_row_of_chunk_.resize(slots);
@@ -257,7 +256,7 @@ absl::Status StepBuffers::CopyInputs(Backend* backend, StreamId stream) {
 }
 
 absl::Status StepBuffers::CopyOutputs(Backend* backend, StreamId stream) {
-  for (const MirroredArray* array : {&tokens, &logprobs, &top_ids, &top_logprobs}) {
+  for (const MirroredArray* array : {&tokens, &logprobs, &top_ids, &top_logprobs, &not_finite}) {
     SLUICE_RETURN_IF_ERROR(CopyOut(backend, *array, num_samples, stream));
   }
   return absl::OkStatus();
@@ -275,6 +274,7 @@ void StepBuffers::ReadResult(StepResult* result) const {
     SampledToken& token = slot.tokens[0];
     token.token_id = Ints(tokens)[i];
     token.logprob = row.num_logprobs >= 0 ? logprobs.host.As<float>()[i] : 0.0f;
+    token.not_finite = not_finite.host.As<uint8_t>()[i] != 0;
     token.top_logprobs.clear();
     const int64_t top = std::min<int64_t>(row.num_logprobs, top_ids.host.dims[1]);
     for (int64_t j = 0; j < top; ++j) {

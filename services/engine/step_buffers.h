@@ -56,7 +56,7 @@ struct StepBuffers {
   MirroredArray sampling;  // SamplingRow, as bytes
   MirroredArray bias_ids, bias_values, banned_ids;
   // Outputs.
-  MirroredArray tokens, logprobs, top_ids, top_logprobs;
+  MirroredArray tokens, logprobs, top_ids, top_logprobs, not_finite;
   TensorView resolved_ids;
 
   std::unique_ptr<Workspace> workspace;

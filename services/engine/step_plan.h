@@ -46,7 +46,8 @@ struct TokenLogprob {
 // One sampled token.
 struct SampledToken {
   int32_t token_id = 0;
-  float logprob = 0;                       // when asked for
+  float logprob = 0;        // when asked for
+  bool not_finite = false;  // logits were NaN or infinite: the model or the device is damaged
   std::vector<TokenLogprob> top_logprobs;  // most probable first
 };
 

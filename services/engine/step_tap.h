@@ -7,8 +7,8 @@
 
 namespace sluice::engine {
 
-// Views are valid during the call only; rows are the step's tokens in the order of its chunks
-// (chunks are not reordered while a tap is set). Called on the engine's thread.
+// Views are valid during the call only. Rows are the step's tokens in the order of its chunks;
+// where prompts are not absorbed, the chunks that are go first. Called on the engine's thread.
 class StepTap {
  public:
   virtual ~StepTap() = default;

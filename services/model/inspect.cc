@@ -235,8 +235,7 @@ class Inspector {
   void DescribeTokenizer() {
     std::error_code ignored;
     const bool present = std::filesystem::exists(dir_ + "/tokenizer.json", ignored);
-    Line("tokenizer", present ? "tokenizer.json" : "none");
-    if (!present) reasons_.push_back(dir_ + "/tokenizer.json: is absent");
+    Line("tokenizer", present ? "tokenizer.json" : "none: token ids only, no text");
   }
 
   const std::string& dir_;

@@ -224,8 +224,8 @@ class ConfigParser {
       config_.norm_topk_prob = false;
     }
     const bool grouped = config_.topk_method != TopkMethod::kGreedy;
-    config_.n_group = top_.Int({"n_group"}, v3_ ? 8 : 1, 1, 1 << 14);
-    config_.topk_group = top_.Int({"topk_group"}, v3_ ? 4 : 1, 1, 1 << 14);
+    config_.n_group = top_.Int({"n_group"}, v3_ ? 8 : 1, 1, 256);
+    config_.topk_group = top_.Int({"topk_group"}, v3_ ? 4 : 1, 1, 256);
     if (!grouped) config_.n_group = config_.topk_group = 1;
   }
 

@@ -76,6 +76,18 @@ class GenerateTest(unittest.TestCase):
         self.assertEqual(reply["text"], "47 + 85 ")
         self.assertEqual(reply["finish_reason"], "stop")
 
+    def test_stops_are_literal_and_one_each(self):
+        # "[x]" is no list, and what follows a stop is no second one.
+        reply = generate_json("--model", MODEL, "--chat", "--prompt", QUESTION, "--stop", "[=]")
+        self.assertEqual(reply["text"], "47 + 85 = 132.")
+        reply = generate_json("--model", MODEL, "--chat", "--prompt", QUESTION,
+                              "--stop", "xyz", "--stop", "8")
+        self.assertEqual(reply["text"], "47 + ")
+
+    def test_an_empty_value_is_a_value(self):
+        reply = generate_json("--model", MODEL, "--prompt=", "--max-tokens", "2")
+        self.assertEqual(reply["prompt_token_ids"], [0])  # bos alone
+
     def test_min_tokens_hold_the_end_back(self):
         ended = generate_json("--model", MODEL, "--chat", "--prompt", QUESTION)
         length = len(ended["token_ids"])
@@ -125,6 +137,7 @@ class FailureTest(unittest.TestCase):
         self.check("no-such-dir", "generate", "--model", "no-such-dir", "--prompt", "x")
         self.check("exactly one of --prompt", *run)
         self.check("exactly one of --prompt", *run, "--prompt", "x", "--prompt-token-ids", "1")
+        self.check("--logprobs needs --json", *run, "--prompt", "x", "--logprobs", "2")
         self.check("'b' is not a token id", *run, "--prompt-token-ids", "1,b")
         self.check("token id 1024", *run, "--prompt-token-ids", "1,1024", "--json")
         self.check("temperature is -1", *run, "--prompt", "x", "--temperature", "-1")
@@ -135,6 +148,36 @@ class FailureTest(unittest.TestCase):
         self.check("--numerics", *run, "--prompt", "x", "--numerics", "wild")
         self.check("unknown-flag", *run, "--unknown-flag")
         self.check("subcommand", "nonsense")
+
+    def test_output_that_is_lost_is_a_failure(self):
+        for args in (["generate", "--model", MODEL, "--prompt", "x", "--max-tokens", "2", "--json"],
+                     ["inspect", MODEL]):
+            with open("/dev/full", "w") as full:
+                done = subprocess.run([SLUICE, *args], stdout=full, stderr=subprocess.PIPE, text=True,
+                                      timeout=60)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("cannot write to stdout", done.stderr)
+
+    def test_weights_that_are_no_numbers_give_no_answer(self):
+        with open(os.path.join(MODEL, "model.safetensors"), "rb") as file:
+            data = bytearray(file.read())
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:8 + length])
+        for name in ("model.embed_tokens.weight", "model.layers.3.mlp.gate.weight", "lm_head.weight"):
+            damaged = bytearray(data)
+            begin = 8 + length + header[name]["data_offsets"][0]
+            end = 8 + length + header[name]["data_offsets"][1]
+            for at in range(begin, end, 2 * 97):
+                damaged[at:at + 2] = b"\xc0\x7f"
+            with tempfile.TemporaryDirectory() as folder:
+                for other in os.listdir(MODEL):
+                    if other != "model.safetensors":
+                        os.symlink(os.path.abspath(os.path.join(MODEL, other)),
+                                   os.path.join(folder, other))
+                with open(os.path.join(folder, "model.safetensors"), "wb") as file:
+                    file.write(damaged)
+                self.check("not finite", "generate", "--model", folder, "--prompt", "The sum",
+                           "--json", "--max-tokens", "3")
 
     def test_a_damaged_checkpoint_names_its_file(self):
         with tempfile.TemporaryDirectory() as folder:

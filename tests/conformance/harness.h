@@ -32,6 +32,15 @@ struct HarnessOptions {
       .slots_max = 8, .step_tokens_max = 256, .positions_max = 256, .kv_pages = 32};
 };
 
+// As the programs set them for `numerics: fast`: bf16 cache, prompts unabsorbed.
+inline HarnessOptions FastOptions() {
+  HarnessOptions options;
+  options.backend_options.numerics = Numerics::kFast;
+  options.engine_options.kv_dtype = DType::kBF16;
+  options.engine_options.absorb_prompts = false;
+  return options;
+}
+
 // Part of a sequence: `count` of its tokens from position `begin`, whose last one samples a token
 // greedily.
 struct Piece {

@@ -102,15 +102,49 @@ TEST_P(TinyTest, GreedyTokensAndLogprobsMatch) {
 }
 
 TEST_P(TinyTest, FastNumericsStayClose) {
-  HarnessOptions options;
-  options.backend_options.numerics = Numerics::kFast;
-  options.engine_options.absorb_prompts = false;
-  Harness harness(model_, options);
+  Harness harness(model_, FastOptions());
   for (const std::string& prompt : Prompts()) {
     const StepRecord record = harness.RunPrompt(golden_.I32(prompt + ".ids"));
     EXPECT_LT(CalcDiff(record.logits, golden_.F32(prompt + ".logits")), 1e-3) << prompt;
     EXPECT_EQ(record.sampled[0].token_id, golden_.I32(prompt + ".greedy")[0]) << prompt;
   }
+}
+
+// All prompts at once, as a server runs them: prompts beside decodes, the bf16 cache, nobody
+// looking in.
+TEST_P(TinyTest, FastBatchesGiveTheReferencesTokens) {
+  constexpr float kSureMargin = 2.0f;  // after a closer call another token may be right too
+  Harness harness(model_, FastOptions());
+  engine::Generator generator(harness.raw_engine());
+  const std::vector<std::string> prompts = Prompts();
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const absl::Span<const int32_t> ids = golden_.I32(prompts[i] + ".ids");
+    ASSERT_TRUE(generator
+                    .Add({.id = i,
+                          .prompt = {ids.begin(), ids.end()},
+                          .output = {},
+                          .sampling = {.temperature = 0, .max_tokens = 64}})
+                    .ok());
+  }
+  std::vector<std::vector<int32_t>> tokens(prompts.size());
+  std::vector<engine::TokenEvent> events;
+  while (!generator.idle()) {
+    events.clear();
+    ASSERT_TRUE(generator.Step(&events).ok());
+    for (const engine::TokenEvent& event : events) {
+      tokens[event.request_id].push_back(event.token.token_id);
+    }
+  }
+  size_t compared = 0;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const absl::Span<const int32_t> greedy = golden_.I32(prompts[i] + ".greedy");
+    const absl::Span<const float> margins = golden_.F32(prompts[i] + ".greedy_margins");
+    ASSERT_EQ(tokens[i].size(), 64u);
+    for (size_t j = 0; j < greedy.size() && margins[j] > kSureMargin; ++j, ++compared) {
+      ASSERT_EQ(tokens[i][j], greedy[j]) << prompts[i] << ", token " << j;
+    }
+  }
+  EXPECT_GT(compared, 16 * prompts.size()) << "hardly anything was compared";
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, TinyTest,

@@ -113,12 +113,21 @@ class Evaluation {
 
   absl::Status Run(const std::vector<Problem>& problems) {
     total_ = problems.size();
-    for (const Problem& problem : problems) SLUICE_RETURN_IF_ERROR(Start(problem));
+    for (const Problem& problem : problems) {
+      if (absl::Status status = Start(problem); !status.ok()) {
+        return absl::Status(status.code(),
+                            absl::StrCat("problem ", problem.id, ": ", status.message()));
+      }
+    }
     std::vector<engine::TokenEvent> events;
     while (!generator_.idle()) {
       events.clear();
       SLUICE_RETURN_IF_ERROR(generator_.Step(&events));
-      for (const engine::TokenEvent& event : events) OnToken(event);
+      for (const engine::TokenEvent& event : events) {
+        if (event.finish == engine::FinishReason::kDamaged)
+          return DamagedLogits(options_.model.dir);
+        OnToken(event);
+      }
       ShowProgress();
     }
     return absl::OkStatus();
@@ -221,8 +230,7 @@ absl::Status Eval(const EvalOptions& options) {
   engine::EngineOptions engine_options = model.engine_options;
   engine_options.slots_max = options.batch;
   engine_options.step_tokens_max = std::max<int64_t>(512, options.batch);
-  const int64_t pages_per_sequence =
-      (model.config.max_position_embeddings + kPageTokens - 1) / kPageTokens;
+  const int64_t pages_per_sequence = PagesFor(model.config.max_position_embeddings);
   // Room for every sequence to reach 2,048 tokens; longer ones share, and wait where they must.
   engine_options.kv_pages =
       std::max(pages_per_sequence, options.batch * std::min<int64_t>(pages_per_sequence, 32));

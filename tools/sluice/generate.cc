@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -30,8 +31,8 @@ namespace {
 
 struct GenerateOptions {
   ModelOptions model;
-  std::string prompt;
-  std::string prompt_token_ids;
+  std::optional<std::string> prompt;
+  std::optional<std::string> prompt_token_ids;
   std::string system;
   bool chat = false;
   bool thinking = false;
@@ -52,6 +53,15 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// One literal value each time it is given: CLI11 would take brackets and what follows for a list.
+CLI::Option* AddRepeatedOption(CLI::App* command, const char* name,
+                               std::vector<std::string>* values, const char* description) {
+  return command
+      ->add_option_function<std::string>(
+          name, [values](const std::string& value) { values->push_back(value); }, description)
+      ->trigger_on_parse();
 }
 
 absl::StatusOr<std::vector<int32_t>> ParseIds(const std::string& text) {
@@ -80,14 +90,14 @@ absl::StatusOr<std::pair<int32_t, float>> ParseBias(const std::string& text) {
 }
 
 absl::StatusOr<Prompt> MakePrompt(const GenerateOptions& options, const LoadedModel& model) {
-  if (!options.prompt_token_ids.empty()) {
-    SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ParseIds(options.prompt_token_ids));
+  if (options.prompt_token_ids.has_value()) {
+    SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ParseIds(*options.prompt_token_ids));
     return Prompt{std::move(ids)};
   }
   SLUICE_RETURN_IF_ERROR(NeedTokenizer(model, options.model));
   if (!options.chat) {
     SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                            model.tokenizer->EncodePrompt(options.prompt));
+                            model.tokenizer->EncodePrompt(*options.prompt));
     return Prompt{std::move(ids)};
   }
   SLUICE_ASSIGN_OR_RETURN(
@@ -95,7 +105,7 @@ absl::StatusOr<Prompt> MakePrompt(const GenerateOptions& options, const LoadedMo
       model::ChatTemplate::Create(*model.tokenizer, options.model.chat_template));
   std::vector<model::ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
-  messages.push_back({"user", options.prompt});
+  messages.push_back({"user", *options.prompt});
   SLUICE_ASSIGN_OR_RETURN(
       model::EncodedPrompt encoded,
       chat_template.Encode(*model.tokenizer, messages, {.thinking = options.thinking}));
@@ -130,6 +140,9 @@ nlohmann::json LogprobJson(const engine::SampledToken& token) {
 class Printer {
  public:
   explicit Printer(bool in_thinking) : color_(isatty(STDOUT_FILENO) == 1) {
+    if (color_) {
+      for (const int signal_number : {SIGINT, SIGTERM}) std::signal(signal_number, &UndimAndDie);
+    }
     if (in_thinking) OpenReasoning();
   }
   void Print(const ReplyDelta& delta) {
@@ -158,6 +171,13 @@ class Printer {
     reasoning_ = false;
     Write(color_ ? "\x1b[0m\n\n" : "\n</think>\n\n");
   }
+  // The terminal must not stay dim when the reply is interrupted.
+  static void UndimAndDie(int signal_number) {
+    constexpr char kPlain[] = "\x1b[0m\n";
+    [[maybe_unused]] const ssize_t written = write(STDOUT_FILENO, kPlain, sizeof(kPlain) - 1);
+    std::signal(signal_number, SIG_DFL);
+    std::raise(signal_number);
+  }
   static void Write(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
   const bool color_;
   bool reasoning_ = false;
@@ -176,8 +196,6 @@ absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& 
   SLUICE_ASSIGN_OR_RETURN(Reply reply, Reply::Create(model.tokenizer.get(), prompt.in_thinking,
                                                      options.chat, options.stop));
   std::optional<Printer> printer;
-  if (!options.json) printer.emplace(prompt.in_thinking);
-
   Generated generated;
   const auto take = [&](const ReplyDelta& delta) {
     generated.reasoning += delta.reasoning;
@@ -188,11 +206,13 @@ absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& 
   engine::Generator generator(engine);
   SLUICE_RETURN_IF_ERROR(
       generator.Add({.id = 1, .prompt = prompt.ids, .output = {}, .sampling = sampling}));
+  if (!options.json) printer.emplace(prompt.in_thinking);
   std::vector<engine::TokenEvent> events;
   while (!generator.idle()) {
     events.clear();
     SLUICE_RETURN_IF_ERROR(generator.Step(&events));
     for (const engine::TokenEvent& event : events) {
+      if (event.finish == engine::FinishReason::kDamaged) return DamagedLogits(options.model.dir);
       if (generated.tokens.empty()) generated.first_token_s = SecondsSince(start);
       generated.tokens.push_back(event.token);
       const bool is_stop_token = event.finish == engine::FinishReason::kStop;
@@ -231,8 +251,11 @@ nlohmann::json ToJson(const Generated& generated, const Prompt& prompt, const Lo
 }
 
 absl::Status Generate(const GenerateOptions& options) {
-  if (options.prompt.empty() == options.prompt_token_ids.empty()) {
+  if (options.prompt.has_value() == options.prompt_token_ids.has_value()) {
     return absl::InvalidArgumentError("give exactly one of --prompt and --prompt-token-ids");
+  }
+  if (options.sampling.num_logprobs >= 0 && !options.json) {
+    return absl::InvalidArgumentError("--logprobs needs --json: text output has no place for them");
   }
   SLUICE_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(options.model));
   SLUICE_ASSIGN_OR_RETURN(const Prompt prompt, MakePrompt(options, model));
@@ -246,7 +269,7 @@ absl::Status Generate(const GenerateOptions& options) {
   // The sum may not overflow: a limit given by hand can be anything.
   engine_options.positions_max =
       sampling.max_tokens < limit - prompt_length ? prompt_length + sampling.max_tokens : limit;
-  engine_options.kv_pages = (engine_options.positions_max + kPageTokens - 1) / kPageTokens;
+  engine_options.kv_pages = PagesFor(engine_options.positions_max);
   SLUICE_ASSIGN_OR_RETURN(
       const std::unique_ptr<engine::Engine> engine,
       engine::Engine::Create(model.config, model.weights, model.backend.get(), engine_options));
@@ -297,10 +320,11 @@ Command AddGenerateCommand(CLI::App* parent) {
       ->option_text("X [1]");
   command->add_option("--presence-penalty", sampling->presence_penalty)->option_text("X [0]");
   command->add_option("--frequency-penalty", sampling->frequency_penalty)->option_text("X [0]");
-  command->add_option("--logit-bias", options->logit_bias, "may be given several times")
+  AddRepeatedOption(command, "--logit-bias", &options->logit_bias, "may be given several times")
       ->option_text("TOKEN_ID=BIAS");
   command->add_option("--seed", options->seed, "default: drawn anew")->option_text("N");
-  command->add_option("--stop", options->stop, "end before this text; may be given several times")
+  AddRepeatedOption(command, "--stop", &options->stop,
+                    "end before this text in the answer; may be given several times")
       ->option_text("TEXT");
   command->add_flag("--ignore-eos", options->ignore_eos, "go on past the end-of-sequence token");
   command

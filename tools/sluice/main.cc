@@ -1,6 +1,11 @@
 // sluice: ask a model, measure its answers, look into a checkpoint.
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <iostream>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,10 +22,38 @@ constexpr char kAbout[] =
     "Runs and inspects DeepSeek-V3-class language models.\n"
     "Answers go to stdout; progress, logs and errors to stderr. Exit status 0, or 1 with a reason.";
 
-int ExitWith(const absl::Status& status) {
+// Runs the command to its exit status. Output that did not reach stdout is a failure too.
+int Run(const sluice::cli::Command& command) {
+  absl::Status status;
+  try {
+    status = command();
+  } catch (const std::bad_alloc&) {
+    status = absl::ResourceExhaustedError("out of memory");
+  }
+  if (status.ok() && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)) {
+    status = absl::DataLossError(std::string("cannot write to stdout: ") + std::strerror(errno));
+  }
   if (status.ok()) return 0;
   std::fprintf(stderr, "sluice: %s\n", std::string(status.message()).c_str());
   return 1;
+}
+
+// CLI11 2.1 takes the next argument for the value of "--flag=": so "--flag=value" becomes two
+// arguments. In reverse order, as CLI::App::parse wants them.
+std::vector<std::string> Arguments(int argc, char** argv) {
+  std::vector<std::string> arguments;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const size_t equals = argument.find('=');
+    if (argument.rfind("--", 0) == 0 && equals != std::string::npos) {
+      arguments.push_back(argument.substr(0, equals));
+      arguments.push_back(argument.substr(equals + 1));
+    } else {
+      arguments.push_back(argument);
+    }
+  }
+  std::reverse(arguments.begin(), arguments.end());
+  return arguments;
 }
 
 }  // namespace
@@ -35,12 +68,12 @@ int main(int argc, char** argv) {
     commands.emplace_back(app.get_subcommands(nullptr).back(), std::move(command));
   }
   try {
-    app.parse(argc, argv);
+    app.parse(Arguments(argc, argv));
   } catch (const CLI::ParseError& error) {
     return app.exit(error, std::cout, std::cerr) == 0 ? 0 : 1;
   }
   for (const auto& [subcommand, run] : commands) {
-    if (subcommand->parsed()) return ExitWith(run());
+    if (subcommand->parsed()) return Run(run);
   }
   return 0;
 }

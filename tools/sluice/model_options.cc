@@ -1,6 +1,8 @@
 #include "tools/sluice/model_options.h"
 
+#include <cstdio>
 #include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "CLI/Config.hpp"
@@ -41,7 +43,12 @@ void AddModelOptions(CLI::App* command, ModelOptions* options) {
 absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   LoadedModel loaded;
   SLUICE_ASSIGN_OR_RETURN(loaded.config, model::LoadModelConfig(options.dir));
-  if (std::filesystem::exists(std::filesystem::path(options.dir) / "tokenizer.json")) {
+  // Only a file that is not there at all means "no tokenizer": a dangling link is an error to be
+  // told.
+  std::error_code ignored;
+  const auto tokenizer_file = std::filesystem::symlink_status(
+      std::filesystem::path(options.dir) / "tokenizer.json", ignored);
+  if (tokenizer_file.type() != std::filesystem::file_type::not_found) {
     SLUICE_ASSIGN_OR_RETURN(loaded.tokenizer, model::Tokenizer::Load(options.dir));
   }
   const Numerics numerics = options.numerics == "exact" ? Numerics::kExact : Numerics::kFast;
@@ -55,6 +62,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
                                               .dummy_seed = options.dummy_seed,
                                               .show_progress = true,
                                               .threads = options.threads}));
+  std::fprintf(stderr, "%s\n", loaded.backend->Describe().c_str());
   loaded.weights = std::make_shared<const model::ModelWeights>(std::move(weights));
   loaded.engine_options = {
       .kv_dtype = numerics == Numerics::kExact ? DType::kF32 : DType::kBF16,

@@ -2,9 +2,16 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 
 namespace sluice::cli {
+
+absl::Status DamagedLogits(const std::string& model_dir) {
+  return absl::InternalError(absl::StrCat(
+      "the model's logits are not finite, so it has no answer; its weights may be damaged: see ",
+      "`sluice inspect --check-data ", model_dir, "`"));
+}
 
 absl::StatusOr<Reply> Reply::Create(const model::Tokenizer* tokenizer, bool in_thinking,
                                     bool split_reasoning, const std::vector<std::string>& stops) {

@@ -15,6 +15,9 @@
 
 namespace sluice::cli {
 
+// Internal: what to tell about a request that ended with FinishReason::kDamaged.
+absl::Status DamagedLogits(const std::string& model_dir);
+
 struct ReplyDelta {
   std::string reasoning;
   std::string content;
