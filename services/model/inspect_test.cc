@@ -53,12 +53,12 @@ TEST(InspectTest, NamesEveryReason) {
   std::filesystem::remove(dir + "/tokenizer.json");
   const Inspection inspection = InspectCheckpoint(dir);
   EXPECT_FALSE(inspection.servable);
-  EXPECT_THAT(inspection.text,
-              AllOf(HasSubstr("Sluice cannot serve this checkpoint:\n"),
-                    HasSubstr("config.json: hidden_act is \"relu\", wanted \"silu\"\n"),
-                    HasSubstr("config.json: n_group is 0, wanted an integer"),
-                    HasSubstr("holds neither model.safetensors nor"),
-                    HasSubstr("none: token ids only")));
+  EXPECT_THAT(
+      inspection.text,
+      AllOf(HasSubstr("Sluice cannot serve this checkpoint:\n"),
+            HasSubstr("config.json: hidden_act is \"relu\", wanted \"silu\"\n"),
+            HasSubstr("config.json: n_group is 0, wanted an integer"),
+            HasSubstr("holds neither model.safetensors nor"), HasSubstr("none: token ids only")));
 }
 
 TEST(InspectTest, FindsNumbersThatAreNotFiniteWhenAsked) {
