@@ -17,7 +17,7 @@ constexpr int64_t kPackForkMin = 64 * 1024;
 // Tasks per thread to aim for, so that threads finish together.
 constexpr int64_t kTasksPerThread = 16;
 // From this many tokens on tiles beat dot products, for weights that are widened and for bf16.
-constexpr int64_t kAmxTokensMin = 4;
+constexpr int64_t kAmxTokensMin = 5;
 constexpr int64_t kAmxTokensMinBf16 = 2;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -19,21 +19,19 @@ constexpr int kStep = 32;         // columns of a tile
 constexpr int kTileBytes = 1024;  // of every tile
 constexpr int64_t kChunk = 512;
 static_assert(kChunk >= kScaleBlockMax);
-constexpr int kGroupTiles = 4;  // row tiles that are multiplied together
-constexpr int kGroupRows = kGroupTiles * kEdge;
-constexpr int kPanelSteps = 64;  // 256 KiB of widened weights
+constexpr int kPanelSteps = 16;
 static_assert(kPanelSteps * kStep >= kChunk);
-constexpr int kRowsMax = 4 * kGroupRows;  // per task
+constexpr int kRowsMax = 256;  // per task
 constexpr int kRowsMin = 32;
 constexpr int kTokensMax = 256;
 constexpr int64_t kPackedBytesMax = 1 << 20;  // per task: what stays in the second-level cache
+constexpr int kBlockTiles = 4;                // tiles of tokens that meet a tile of weights at once
 
 struct Scratch {
-  // Widened weights of a group: [row / 16][step][row % 16][column].
-  alignas(64) char panels[2][kGroupTiles * kPanelSteps * kTileBytes];
-  // Sums of a group, of gate and up: [row / 16][token / 16][row % 16][token % 16].
-  alignas(64) float totals[2][kGroupRows * kTokensMax];
-  alignas(64) float sums[2][4][kEdge * kEdge];  // of one chunk, two blocks of four tiles
+  alignas(64) char panels[2][kPanelSteps * kTileBytes];  // widened weights: [step][row][column]
+  // Sums of a row tile, of gate and up: [token / 16][row][token % 16].
+  alignas(64) float totals[2][kEdge * kTokensMax];
+  alignas(64) float sums[2][kBlockTiles * kEdge * kEdge];  // of one chunk, two blocks
 };
 
 inline int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -91,158 +89,105 @@ void Pack(const LinearTile& whole, int64_t group, char* packed) {
   }
 }
 
-// Tiles 0-3: sums; 4, 5: weights; 6, 7: tokens.
-void ConfigureTiles() {
-  struct alignas(64) {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
-  for (int tile = 0; tile < 8; ++tile) {
-    config.row_bytes[tile] = 64;
-    config.rows[tile] = 16;
-  }
-  _tile_loadconfig(&config);
-}
+// Tiles 0-3: sums; 4: weights; 5-7: tokens. A constant, because GCC 12's _tile_loadconfig does not
+// say that it reads more than a pointer's worth of memory.
+struct TileConfig {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+alignas(64) constexpr TileConfig kTileConfig = {
+    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-// The sums of a block of kRowTiles by kTokenTiles tiles (4 x 1 or 2 x 2 at most) over some steps.
-// Tile (i, j) of the block goes to sums[i * kTokenTiles + j].
+// A tile of weights, and up to kBlockTiles of tokens, over some steps.
 struct Steps {
-  const char* w;  // of the first row tile at the first step
-  int64_t w_row;  // bytes between its rows, steps and tiles
+  const char* w;  // at the first step
+  int64_t w_row;  // bytes between its rows, and between steps
   int64_t w_step;
-  int64_t w_tile;
-  const char* x;  // of the first token tile at the first step
-  int64_t x_tile;
+  const char* x;   // the first tile of tokens at the first step
+  int64_t x_tile;  // bytes between tiles of tokens
   int64_t count;
 };
 
-template <int kRowTiles, int kTokenTiles>
-inline void MultiplySteps(const Steps& steps, float* const* sums) {
-  static_assert(kTokenTiles == 1 ? kRowTiles <= 4 : kRowTiles <= 2);
+// sums[tile of tokens][row][token]
+template <int kTiles>
+inline void MultiplySteps(const Steps& steps, float* sums) {
+  // GCC 12's _tile_loadd does not say that it reads memory: what was stored must be there by now.
+  __asm__ volatile("" ::: "memory");
   _tile_zero(0);
-  if constexpr (kRowTiles * kTokenTiles > 1) _tile_zero(1);
-  if constexpr (kRowTiles * kTokenTiles > 2) _tile_zero(2);
-  if constexpr (kRowTiles * kTokenTiles > 3) _tile_zero(3);
+  if constexpr (kTiles > 1) _tile_zero(1);
+  if constexpr (kTiles > 2) _tile_zero(2);
+  if constexpr (kTiles > 3) _tile_zero(3);
   for (int64_t step = 0; step < steps.count; ++step) {
-    const char* w = steps.w + step * steps.w_step;
     const char* x = steps.x + step * kTileBytes;
-    _tile_loadd(6, x, 64);
-    _tile_loadd(4, w, steps.w_row);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kTokenTiles == 2) {
-      _tile_loadd(7, x + steps.x_tile, 64);
-      _tile_dpbf16ps(1, 4, 7);
-      if constexpr (kRowTiles > 1) {
-        _tile_loadd(5, w + steps.w_tile, steps.w_row);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-    } else {
-      if constexpr (kRowTiles > 1) {
-        _tile_loadd(5, w + steps.w_tile, steps.w_row);
-        _tile_dpbf16ps(1, 5, 6);
-      }
-      if constexpr (kRowTiles > 2) {
-        _tile_loadd(4, w + 2 * steps.w_tile, steps.w_row);
-        _tile_dpbf16ps(2, 4, 6);
-      }
-      if constexpr (kRowTiles > 3) {
-        _tile_loadd(5, w + 3 * steps.w_tile, steps.w_row);
-        _tile_dpbf16ps(3, 5, 6);
-      }
+    _tile_loadd(4, steps.w + step * steps.w_step, steps.w_row);
+    _tile_loadd(5, x, 64);
+    _tile_dpbf16ps(0, 4, 5);
+    if constexpr (kTiles > 1) {
+      _tile_loadd(6, x + steps.x_tile, 64);
+      _tile_dpbf16ps(1, 4, 6);
+    }
+    if constexpr (kTiles > 2) {
+      _tile_loadd(7, x + 2 * steps.x_tile, 64);
+      _tile_dpbf16ps(2, 4, 7);
+    }
+    if constexpr (kTiles > 3) {
+      _tile_loadd(5, x + 3 * steps.x_tile, 64);
+      _tile_dpbf16ps(3, 4, 5);
     }
   }
-  _tile_stored(0, sums[0], 64);
-  if constexpr (kRowTiles * kTokenTiles > 1) _tile_stored(1, sums[1], 64);
-  if constexpr (kRowTiles * kTokenTiles > 2) _tile_stored(2, sums[2], 64);
-  if constexpr (kRowTiles * kTokenTiles > 3) _tile_stored(3, sums[3], 64);
+  _tile_stored(0, sums, 64);
+  if constexpr (kTiles > 1) _tile_stored(1, sums + 256, 64);
+  if constexpr (kTiles > 2) _tile_stored(2, sums + 512, 64);
+  if constexpr (kTiles > 3) _tile_stored(3, sums + 768, 64);
 }
 
-// A block of tiles; its shape decides how operands are reused.
-struct Block {
-  int64_t row_tile, token_tile;
-  int row_tiles, token_tiles;
-  int tiles() const { return row_tiles * token_tiles; }
-};
-
-void MultiplySteps(const Block& block, const Steps& steps, float* const* sums) {
-  switch (block.row_tiles * 2 + block.token_tiles - 1) {
+void MultiplySteps(int64_t tiles, const Steps& steps, float* sums) {
+  switch (tiles) {
+    case 1:
+      return MultiplySteps<1>(steps, sums);
     case 2:
-      return MultiplySteps<1, 1>(steps, sums);
+      return MultiplySteps<2>(steps, sums);
     case 3:
-      return MultiplySteps<1, 2>(steps, sums);
-    case 4:
-      return MultiplySteps<2, 1>(steps, sums);
-    case 5:
-      return MultiplySteps<2, 2>(steps, sums);
-    case 6:
-      return MultiplySteps<3, 1>(steps, sums);
+      return MultiplySteps<3>(steps, sums);
     default:
-      return MultiplySteps<4, 1>(steps, sums);
+      return MultiplySteps<4>(steps, sums);
   }
 }
 
-// Calls fn(block) for the blocks that cover all tiles.
-template <typename Fn>
-inline void ForEachBlock(int64_t row_tiles, int64_t token_tiles, Fn fn) {
-  const int rows = token_tiles == 1 ? 4 : 2, tokens = token_tiles == 1 ? 1 : 2;
-  for (int64_t row = 0; row < row_tiles; row += rows) {
-    for (int64_t token = 0; token < token_tiles; token += tokens) {
-      fn(Block{row, token, (int)Smaller(rows, row_tiles - row),
-               (int)Smaller(tokens, token_tiles - token)});
-    }
-  }
-}
-inline int64_t BlockCount(int64_t row_tiles, int64_t token_tiles) {
-  return token_tiles == 1 ? CeilDiv(row_tiles, 4) : CeilDiv(row_tiles, 2) * CeilDiv(token_tiles, 2);
-}
+inline int64_t TokenTiles(const LinearTile& tile) { return CeilDiv(tile.tokens, kEdge); }
 
-// Up to kGroupRows rows of one weight matrix times all tokens of the task.
+// Up to kEdge rows of one weight matrix, to be multiplied with all tokens of the task. One tile of
+// rows at a time: hardware prefetches 16 runs of memory well, but not 32.
 struct Group {
   WeightRows w;
   int64_t rows;
   float* totals;
 };
 
-inline int64_t TokenTiles(const LinearTile& tile) { return CeilDiv(tile.tokens, kEdge); }
-
-// Where the totals of each tile of a block are.
-inline void FindTotals(const LinearTile& tile, float* totals, const Block& block, float** places) {
-  for (int i = 0; i < block.tiles(); ++i) {
-    const int64_t row_tile = block.row_tile + i / block.token_tiles;
-    const int64_t token_tile = block.token_tile + i % block.token_tiles;
-    places[i] = totals + (row_tile * TokenTiles(tile) + token_tile) * kEdge * kEdge;
-  }
-}
-
-// The group `index` of a matrix.
 inline Group GroupOf(const LinearTile& tile, const WeightRows& w, int64_t index, float* totals) {
-  Group group{w, Smaller(kGroupRows, tile.rows - index * kGroupRows), totals};
+  Group group{w, Smaller(kEdge, tile.rows - index * kEdge), totals};
   const int64_t element = w.dtype == DType::kF32 ? 4 : w.dtype == DType::kF8E4M3 ? 1 : 2;
-  group.w.data = (const char*)w.data + index * kGroupRows * w.stride * element;
-  group.w.row_begin += index * kGroupRows;
+  group.w.data = (const char*)w.data + index * kEdge * w.stride * element;
+  group.w.row_begin += index * kEdge;
   return group;
 }
 
 // bf16 weights in whole tiles: all columns at once, straight from the matrix.
 bool MultipliesInPlace(const LinearTile& tile, const Group& group) {
-  return group.w.dtype == DType::kBF16 && tile.k % kStep == 0 && group.rows % kEdge == 0;
+  return group.w.dtype == DType::kBF16 && tile.k % kStep == 0 && group.rows == kEdge;
 }
 void MultiplyInPlace(const LinearTile& tile, const Group& group) {
-  const int64_t row_bytes = group.w.stride * 2;
-  ForEachBlock(group.rows / kEdge, TokenTiles(tile), [&](const Block& block) {
-    const Steps steps{(const char*)group.w.data + block.row_tile * kEdge * row_bytes,
-                      row_bytes,
-                      2 * kStep,
-                      kEdge * row_bytes,
-                      tile.packed_x + block.token_tile * tile.packed_group_bytes,
+  const int64_t tiles = TokenTiles(tile);
+  for (int64_t first = 0; first < tiles; first += kBlockTiles) {
+    const Steps steps{(const char*)group.w.data,
+                      group.w.stride * 2,
+                      kStep * 2,
+                      tile.packed_x + first * tile.packed_group_bytes,
                       tile.packed_group_bytes,
                       tile.k / kStep};
-    float* sums[4];
-    FindTotals(tile, group.totals, block, sums);
-    MultiplySteps(block, steps, sums);
-  });
+    MultiplySteps(Smaller(kBlockTiles, tiles - first), steps, group.totals + first * kEdge * kEdge);
+  }
 }
 
 // Some chunks of a group, on their way through one of the two panels.
@@ -252,38 +197,29 @@ struct Panel {
   char* data;
 };
 
-inline void StorePanel(Bf16x64 widened, const Panel& panel, int64_t tile, int64_t step, int64_t row,
-                       int steps) {
-  char* to = panel.data + (tile * kPanelSteps + step) * kTileBytes + row * 64;
-  _mm512_store_si512(to, widened.lo);
-  if (steps == 2) _mm512_store_si512(to + kTileBytes, widened.hi);
-}
-
-// Widens parts [begin, end) of kEdge parts of the panel: part i has the i-th row of each row tile.
-// Each row tile is then a long run of memory to read: hardware prefetches few runs, but those well.
+// Rows [begin, end) of the panel.
 template <typename W>
-void WidenParts(const Chunks& chunks, const Panel& panel, int64_t begin, int64_t end) {
+void WidenRows(const Chunks& chunks, const Panel& panel, int64_t begin, int64_t end) {
   const WeightRows& w = panel.group.w;
-  const auto* weights = (const typename W::Element*)w.data;
-  for (int64_t part = begin; part < end; ++part) {
-    const int64_t tiles = CeilDiv(panel.group.rows - part, kEdge);
-    int64_t step = 0;
+  for (int64_t row = begin; row < Smaller(end, panel.group.rows); ++row) {
+    const auto* from = (const typename W::Element*)w.data + row * w.stride;
+    char* to = panel.data + row * 64;
     for (int64_t chunk = panel.chunk_begin; chunk < panel.chunk_end; ++chunk) {
       const int64_t chunk_end = chunks.End(chunk);
       int64_t k = chunks.Begin(chunk);
-      for (; k + 64 <= chunk_end; k += 64, step += 2) {
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const auto* from = weights + (tile * kEdge + part) * w.stride + k;
-          StorePanel(WidenTo64(W{}, from, All64{}), panel, tile, step, part, 2);
-        }
+      for (; k + 64 <= chunk_end; k += 64, to += 2 * kTileBytes) {
+        const Bf16x64 widened = WidenTo64(W{}, from + k, All64{});
+        _mm512_store_si512(to, widened.lo);
+        _mm512_store_si512(to + kTileBytes, widened.hi);
       }
       if (k < chunk_end) {
-        const int steps = (int)CeilDiv(chunk_end - k, kStep);
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const auto* from = weights + (tile * kEdge + part) * w.stride + k;
-          StorePanel(WidenTo64(W{}, from, First64(chunk_end - k)), panel, tile, step, part, steps);
+        const Bf16x64 widened = WidenTo64(W{}, from + k, First64(chunk_end - k));
+        _mm512_store_si512(to, widened.lo);
+        to += kTileBytes;
+        if (chunk_end - k > kStep) {
+          _mm512_store_si512(to, widened.hi);
+          to += kTileBytes;
         }
-        step += steps;
       }
     }
   }
@@ -292,52 +228,47 @@ void WidenParts(const Chunks& chunks, const Panel& panel, int64_t begin, int64_t
 void Widen(const Chunks& chunks, const Panel& panel, int64_t begin, int64_t end) {
   switch (panel.group.w.dtype) {
     case DType::kBF16:
-      return WidenParts<Bf16Weights>(chunks, panel, begin, end);
+      return WidenRows<Bf16Weights>(chunks, panel, begin, end);
     case DType::kF16:
-      return WidenParts<F16Weights>(chunks, panel, begin, end);
+      return WidenRows<F16Weights>(chunks, panel, begin, end);
     case DType::kF8E4M3:
-      return WidenParts<F8Weights>(chunks, panel, begin, end);
+      return WidenRows<F8Weights>(chunks, panel, begin, end);
     default:
-      return WidenParts<F32Weights>(chunks, panel, begin, end);
+      return WidenRows<F32Weights>(chunks, panel, begin, end);
   }
 }
 
-// The sums of one block over one chunk, not yet added to the totals.
+// The sums of some tiles of tokens over one chunk, not yet added to the totals.
 struct Pending {
   Group group;
-  Block block;
-  int64_t chunk;
+  int64_t chunk, first_tile, tiles;
 };
 
 // totals += sums times the scale of each row; = for the first chunk.
-void AddSums(const LinearTile& tile, const Chunks& chunks, const Pending& pending,
-             float (*sums)[kEdge * kEdge]) {
+void AddSums(const Chunks& chunks, const Pending& pending, const float* sums) {
   const WeightRows& w = pending.group.w;
-  const bool scaled = w.scales != nullptr;
-  const int64_t scale_column =
-      scaled ? (w.col_begin + chunks.Begin(pending.chunk)) / w.scale_block : 0;
-  float* totals[4];
-  FindTotals(tile, pending.group.totals, pending.block, totals);
-  for (int i = 0; i < pending.block.tiles(); ++i) {
-    const int64_t first_row =
-        w.row_begin + (pending.block.row_tile + i / pending.block.token_tiles) * kEdge;
-    // A row tile touches few scale rows, mostly one; rows beyond the last are never stored.
-    const int64_t last_row = Smaller(first_row + kEdge, w.row_begin + pending.group.rows) - 1;
-    int64_t scale_row = scaled ? first_row / w.scale_block : 0;
-    int64_t next_change = scaled ? (scale_row + 1) * w.scale_block - first_row : kEdge;
-    __m512 scale =
-        _mm512_set1_ps(scaled ? w.scales[scale_row * w.scale_stride + scale_column] : 1.0f);
-    for (int row = 0; row < kEdge; ++row) {
-      if (row == next_change && first_row + row <= last_row) {
+  __m512 scales[kEdge];
+  for (int row = 0; row < kEdge; ++row) scales[row] = _mm512_set1_ps(1.0f);
+  if (w.scales != nullptr) {
+    const float* column = w.scales + (w.col_begin + chunks.Begin(pending.chunk)) / w.scale_block;
+    int64_t scale_row = w.row_begin / w.scale_block;
+    int64_t next_row = (scale_row + 1) * w.scale_block - w.row_begin;
+    for (int row = 0; row < pending.group.rows; ++row) {
+      if (row == next_row) {
         ++scale_row;
-        next_change += w.scale_block;
-        scale = _mm512_set1_ps(w.scales[scale_row * w.scale_stride + scale_column]);
+        next_row += w.scale_block;
       }
-      const __m512 sum = _mm512_load_ps(sums[i] + row * kEdge);
-      float* total = totals[i] + row * kEdge;
+      scales[row] = _mm512_set1_ps(column[scale_row * w.scale_stride]);
+    }
+  }
+  float* totals = pending.group.totals + pending.first_tile * kEdge * kEdge;
+  for (int64_t tile = 0; tile < pending.tiles; ++tile, sums += 256, totals += 256) {
+    for (int row = 0; row < kEdge; ++row) {
+      const __m512 sum = _mm512_load_ps(sums + row * kEdge);
+      float* total = totals + row * kEdge;
       _mm512_store_ps(total, pending.chunk == 0
-                                 ? _mm512_mul_ps(sum, scale)
-                                 : _mm512_fmadd_ps(sum, scale, _mm512_load_ps(total)));
+                                 ? _mm512_mul_ps(sum, scales[row])
+                                 : _mm512_fmadd_ps(sum, scales[row], _mm512_load_ps(total)));
     }
   }
 }
@@ -377,7 +308,7 @@ class Pipeline {
 
  private:
   void Clear(const Group& group) {
-    for (int64_t i = 0; i < kGroupRows * TokenTiles(tile_) * kEdge; i += 16) {
+    for (int64_t i = 0; i < kEdge * TokenTiles(tile_) * kEdge; i += 16) {
       _mm512_store_ps(group.totals + i, _mm512_setzero_ps());
     }
   }
@@ -385,34 +316,30 @@ class Pipeline {
   // Multiplies the panel that is widened, widening `next`, if any, meanwhile.
   void Multiply(const Panel* next) {
     const Panel& now = widened_;
-    const int64_t row_tiles = CeilDiv(now.group.rows, kEdge), token_tiles = TokenTiles(tile_);
-    const int64_t blocks = BlockCount(row_tiles, token_tiles) * (now.chunk_end - now.chunk_begin);
-    int64_t index = 0;
+    const int64_t tiles = TokenTiles(tile_);
+    const int64_t blocks = CeilDiv(tiles, kBlockTiles) * (now.chunk_end - now.chunk_begin);
+    int64_t block = 0;
     Pending pending{};
     for (int64_t chunk = now.chunk_begin; chunk < now.chunk_end; ++chunk) {
       const int64_t step = chunks_.StepBegin(chunk);
       const char* w = now.data + (step - chunks_.StepBegin(now.chunk_begin)) * kTileBytes;
-      const char* x = tile_.packed_x + step * kTileBytes;
-      ForEachBlock(row_tiles, token_tiles, [&](const Block& block) {
-        const Steps steps{w + block.row_tile * kPanelSteps * kTileBytes,
+      for (int64_t first = 0; first < tiles; first += kBlockTiles, ++block) {
+        const Steps steps{w,
                           64,
                           kTileBytes,
-                          kPanelSteps * kTileBytes,
-                          x + block.token_tile * tile_.packed_group_bytes,
+                          tile_.packed_x + first * tile_.packed_group_bytes + step * kTileBytes,
                           tile_.packed_group_bytes,
                           chunks_.Steps(chunk)};
-        float* sums[4];
-        for (int i = 0; i < 4; ++i) sums[i] = scratch_.sums[index % 2][i];
-        MultiplySteps(block, steps, sums);
-        if (index > 0) AddSums(tile_, chunks_, pending, scratch_.sums[(index + 1) % 2]);
-        pending = {now.group, block, chunk};
+        const int64_t block_tiles = Smaller(kBlockTiles, tiles - first);
+        MultiplySteps(block_tiles, steps, scratch_.sums[block % 2]);
+        if (block > 0) AddSums(chunks_, pending, scratch_.sums[(block + 1) % 2]);
+        pending = {now.group, chunk, first, block_tiles};
         if (next != nullptr) {
-          Widen(chunks_, *next, kEdge * index / blocks, kEdge * (index + 1) / blocks);
+          Widen(chunks_, *next, kEdge * block / blocks, kEdge * (block + 1) / blocks);
         }
-        ++index;
-      });
+      }
     }
-    AddSums(tile_, chunks_, pending, scratch_.sums[(index + 1) % 2]);
+    AddSums(chunks_, pending, scratch_.sums[(block + 1) % 2]);
   }
 
   const LinearTile& tile_;
@@ -426,26 +353,22 @@ class Pipeline {
 // Writes the outputs of a group from the totals.
 template <bool kGated>
 void Store(const LinearTile& tile, int64_t group, Scratch& scratch) {
-  const int64_t rows = Smaller(kGroupRows, tile.rows - group * kGroupRows);
-  for (int64_t row = 0; row < rows; row += kEdge) {
-    const int row_count = (int)Smaller(kEdge, rows - row);
-    for (int64_t token = 0; token < tile.tokens; token += kEdge) {
-      const int64_t at = (row / kEdge * TokenTiles(tile) + token / kEdge) * kEdge * kEdge;
-      __m512i values[kEdge], ups[kEdge];  // one vector of rows per token, once transposed
-      for (int i = 0; i < kEdge; ++i) {
-        values[i] = _mm512_load_si512(scratch.totals[0] + at + i * kEdge);
-        if (kGated) ups[i] = _mm512_load_si512(scratch.totals[1] + at + i * kEdge);
-      }
-      Transpose16x16(values);
-      if (kGated) Transpose16x16(ups);
-      const int token_count = (int)Smaller(kEdge, tile.tokens - token);
-      for (int t = 0; t < token_count; ++t) {
-        float* place = tile.out + (token + t) * tile.out_stride + group * kGroupRows + row;
-        F32x16 value = FromBits(I32x16{values[t]});
-        if (kGated) value = Silu(value) * FromBits(I32x16{ups[t]});
-        if (!kGated && tile.accumulate) value = LoadN(place, row_count) + value;
-        StoreN(place, value, row_count);
-      }
+  const int rows = (int)Smaller(kEdge, tile.rows - group * kEdge);
+  for (int64_t token = 0; token < tile.tokens; token += kEdge) {
+    __m512i values[kEdge], ups[kEdge];  // one vector of rows per token, once transposed
+    for (int i = 0; i < kEdge; ++i) {
+      values[i] = _mm512_load_si512(scratch.totals[0] + (token + i) * kEdge);
+      if (kGated) ups[i] = _mm512_load_si512(scratch.totals[1] + (token + i) * kEdge);
+    }
+    Transpose16x16(values);
+    if (kGated) Transpose16x16(ups);
+    const int tokens = (int)Smaller(kEdge, tile.tokens - token);
+    for (int t = 0; t < tokens; ++t) {
+      float* place = tile.out + (token + t) * tile.out_stride + group * kEdge;
+      F32x16 value = FromBits(I32x16{values[t]});
+      if (kGated) value = Silu(value) * FromBits(I32x16{ups[t]});
+      if (!kGated && tile.accumulate) value = LoadN(place, rows) + value;
+      StoreN(place, value, rows);
     }
   }
 }
@@ -455,8 +378,8 @@ void Run(const LinearTile& tile, void* memory) {
   Scratch& scratch = *(Scratch*)memory;
   Pipeline pipeline(tile, scratch);
   int64_t unfinished = -1;  // the group whose outputs are still to be written
-  ConfigureTiles();
-  for (int64_t index = 0; index * kGroupRows < tile.rows; ++index) {
+  _tile_loadconfig(&kTileConfig);
+  for (int64_t index = 0; index * kEdge < tile.rows; ++index) {
     const Group group = GroupOf(tile, tile.w, index, scratch.totals[0]);
     const Group up = kGated ? GroupOf(tile, tile.up, index, scratch.totals[1]) : group;
     // In place are all groups or all but the last.

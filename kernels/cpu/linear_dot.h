@@ -227,6 +227,9 @@ struct DotProducts {
       if (tile.tokens == 1) return Direct<W, 1>(tile, w, scale_rows, target);
       if (tile.tokens == 2) return Direct<W, 2>(tile, w, scale_rows, target);
       if (tile.tokens == 3) return Direct<W, 3>(tile, w, scale_rows, target);
+      if constexpr (A::kTokensMax >= 4) {
+        if (tile.tokens == 4) return Direct<W, 4>(tile, w, scale_rows, target);
+      }
     }
     Panels<W>(tile, w, scale_rows, target, scratch);
   }
