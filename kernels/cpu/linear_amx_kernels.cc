@@ -163,10 +163,13 @@ struct Group {
   WeightRows w;
   int64_t rows;
   float* totals;
+  int64_t index;   // kEdge * index is the first row in the task
+  bool completes;  // the outputs of these rows can be written when it is done
 };
 
-inline Group GroupOf(const LinearTile& tile, const WeightRows& w, int64_t index, float* totals) {
-  Group group{w, Smaller(kEdge, tile.rows - index * kEdge), totals};
+inline Group GroupOf(const LinearTile& tile, const WeightRows& w, int64_t index, float* totals,
+                     bool completes) {
+  Group group{w, Smaller(kEdge, tile.rows - index * kEdge), totals, index, completes};
   const int64_t element = w.dtype == DType::kF32 ? 4 : w.dtype == DType::kF8E4M3 ? 1 : 2;
   group.w.data = (const char*)w.data + index * kEdge * w.stride * element;
   group.w.row_begin += index * kEdge;
@@ -273,14 +276,37 @@ void AddSums(const Chunks& chunks, const Pending& pending, const float* sums) {
   }
 }
 
-// Multiplies groups by way of panels. While the tiles multiply one panel, the vector units widen
-// the next and add up the sums of the block before.
+// Writes the outputs of a group from the totals.
+template <bool kGated>
+void Store(const LinearTile& tile, int64_t group, Scratch& scratch) {
+  const int rows = (int)Smaller(kEdge, tile.rows - group * kEdge);
+  for (int64_t token = 0; token < tile.tokens; token += kEdge) {
+    __m512i values[kEdge], ups[kEdge];  // one vector of rows per token, once transposed
+    for (int i = 0; i < kEdge; ++i) {
+      values[i] = _mm512_load_si512(scratch.totals[0] + (token + i) * kEdge);
+      if (kGated) ups[i] = _mm512_load_si512(scratch.totals[1] + (token + i) * kEdge);
+    }
+    Transpose16x16(values);
+    if (kGated) Transpose16x16(ups);
+    const int tokens = (int)Smaller(kEdge, tile.tokens - token);
+    for (int t = 0; t < tokens; ++t) {
+      float* place = tile.out + (token + t) * tile.out_stride + group * kEdge;
+      F32x16 value = FromBits(I32x16{values[t]});
+      if (kGated) value = Silu(value) * FromBits(I32x16{ups[t]});
+      if (!kGated && tile.accumulate) value = LoadN(place, rows) + value;
+      StoreN(place, value, rows);
+    }
+  }
+}
+
+// Multiplies groups by way of panels, and stores what is complete. While the tiles multiply one
+// panel, the vector units widen the next and add up the sums of the block before.
+template <bool kGated>
 class Pipeline {
  public:
   Pipeline(const LinearTile& tile, Scratch& scratch)
       : tile_(tile), chunks_(tile.w, tile.k), scratch_(scratch) {}
 
-  // The group's totals are complete after the next Add or Flush, and untouched until then.
   void Add(const Group& group) {
     for (int64_t chunk = 0; chunk < chunks_.count();) {
       Panel panel{group, chunk, chunk, scratch_.panels[panel_index_]};
@@ -298,7 +324,7 @@ class Pipeline {
       widened_ = panel;
       has_widened_ = true;
     }
-    if (chunks_.count() == 0) Clear(group);
+    if (chunks_.count() == 0) StoreZeros(group);
   }
 
   void Flush() {
@@ -307,10 +333,11 @@ class Pipeline {
   }
 
  private:
-  void Clear(const Group& group) {
+  void StoreZeros(const Group& group) {
     for (int64_t i = 0; i < kEdge * TokenTiles(tile_) * kEdge; i += 16) {
       _mm512_store_ps(group.totals + i, _mm512_setzero_ps());
     }
+    if (group.completes) Store<kGated>(tile_, group.index, scratch_);
   }
 
   // Multiplies the panel that is widened, widening `next`, if any, meanwhile.
@@ -340,6 +367,9 @@ class Pipeline {
       }
     }
     AddSums(chunks_, pending, scratch_.sums[(block + 1) % 2]);
+    if (now.chunk_end == chunks_.count() && now.group.completes) {
+      Store<kGated>(tile_, now.group.index, scratch_);
+    }
   }
 
   const LinearTile& tile_;
@@ -350,52 +380,25 @@ class Pipeline {
   int panel_index_ = 0;
 };
 
-// Writes the outputs of a group from the totals.
-template <bool kGated>
-void Store(const LinearTile& tile, int64_t group, Scratch& scratch) {
-  const int rows = (int)Smaller(kEdge, tile.rows - group * kEdge);
-  for (int64_t token = 0; token < tile.tokens; token += kEdge) {
-    __m512i values[kEdge], ups[kEdge];  // one vector of rows per token, once transposed
-    for (int i = 0; i < kEdge; ++i) {
-      values[i] = _mm512_load_si512(scratch.totals[0] + (token + i) * kEdge);
-      if (kGated) ups[i] = _mm512_load_si512(scratch.totals[1] + (token + i) * kEdge);
-    }
-    Transpose16x16(values);
-    if (kGated) Transpose16x16(ups);
-    const int tokens = (int)Smaller(kEdge, tile.tokens - token);
-    for (int t = 0; t < tokens; ++t) {
-      float* place = tile.out + (token + t) * tile.out_stride + group * kEdge;
-      F32x16 value = FromBits(I32x16{values[t]});
-      if (kGated) value = Silu(value) * FromBits(I32x16{ups[t]});
-      if (!kGated && tile.accumulate) value = LoadN(place, rows) + value;
-      StoreN(place, value, rows);
-    }
-  }
-}
-
 template <bool kGated>
 void Run(const LinearTile& tile, void* memory) {
   Scratch& scratch = *(Scratch*)memory;
-  Pipeline pipeline(tile, scratch);
-  int64_t unfinished = -1;  // the group whose outputs are still to be written
+  Pipeline<kGated> pipeline(tile, scratch);
   _tile_loadconfig(&kTileConfig);
   for (int64_t index = 0; index * kEdge < tile.rows; ++index) {
-    const Group group = GroupOf(tile, tile.w, index, scratch.totals[0]);
-    const Group up = kGated ? GroupOf(tile, tile.up, index, scratch.totals[1]) : group;
+    const Group group = GroupOf(tile, tile.w, index, scratch.totals[0], !kGated);
+    const Group up = kGated ? GroupOf(tile, tile.up, index, scratch.totals[1], true) : group;
     // In place are all groups or all but the last.
     if (MultipliesInPlace(tile, group) && MultipliesInPlace(tile, up)) {
       MultiplyInPlace(tile, group);
       if (kGated) MultiplyInPlace(tile, up);
       Store<kGated>(tile, index, scratch);
-      continue;
+    } else {
+      pipeline.Add(group);
+      if (kGated) pipeline.Add(up);
     }
-    pipeline.Add(group);
-    if (unfinished >= 0) Store<kGated>(tile, unfinished, scratch);
-    if (kGated) pipeline.Add(up);
-    unfinished = index;
   }
   pipeline.Flush();
-  if (unfinished >= 0) Store<kGated>(tile, unfinished, scratch);
   _tile_release();
 }
 

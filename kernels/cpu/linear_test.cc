@@ -28,8 +28,8 @@ struct Shape {
   int64_t row_begin = 0, col_begin = 0;  // of the weights in their whole matrix
 };
 
-// Edges of the 16 lanes, of the tiles (32 rows, 32 tokens), of scale blocks (128) and of panels
-// (512).
+// Edges of the 16 lanes, of the tiles (16, 32 or 64 rows, 32 tokens), of scale blocks (128) and of
+// panels (256 or 512, several of them).
 const Shape kShapes[] = {
     {0, 8, 16},
     {1, 0, 16},
@@ -54,6 +54,8 @@ const Shape kShapes[] = {
     {4, 130, 700, 127, 127},
     {40, 130, 700, 1, 1},
     {6, 5, 60, 3, 100},
+    {20, 70, 1200, 64, 64},
+    {5, 48, 1120},
     {1, 5, 20, 120, 120},
 };
 constexpr DType kDTypes[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3};
