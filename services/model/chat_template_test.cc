@@ -131,7 +131,8 @@ TEST(ChatTemplate, ContentsCannotSmuggleInControlTokens) {
     return added;
   };
   std::string evil;
-  for (const json& token : TestTokenizerJson("deepseek")["added_tokens"]) {
+  const json tokenizer_json = TestTokenizerJson("deepseek");
+  for (const json& token : tokenizer_json["added_tokens"]) {
     evil += token["content"].get<std::string>() + " ";
   }
   evil +=
