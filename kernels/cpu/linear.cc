@@ -16,9 +16,8 @@ constexpr int64_t kForkMin = 48 * 1024;
 constexpr int64_t kPackForkMin = 64 * 1024;
 // Tasks per thread to aim for, so that threads finish together.
 constexpr int64_t kTasksPerThread = 16;
-// From this many tokens on tiles beat dot products, for weights that are widened and for bf16.
-constexpr int64_t kAmxTokensMin = 5;
-constexpr int64_t kAmxTokensMinBf16 = 2;
+// From this many tokens on it pays to widen weights, or to round them, for bf16 arithmetic.
+constexpr int64_t kWidenTokensMin = 4;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
@@ -82,7 +81,9 @@ absl::Status CheckGroupCount(const TensorView& offsets, size_t weights) {
 
 CpuLinearOps::CpuLinearOps(const CpuContext& context)
     : context_(context),
-      exact_(SLUICE_CHOOSE_KERNELS(context.isa, GetExactLinearKernels)),
+      exact_(context.isa >= CpuIsa::kAvx512Bf16
+                 ? simd_avx512::GetGfniExactLinearKernels()
+                 : SLUICE_CHOOSE_KERNELS(context.isa, GetExactLinearKernels)),
       scratch_bytes_(exact_.scratch_bytes) {
   if (context.numerics == Numerics::kFast && context.isa >= CpuIsa::kAvx512Bf16) {
     scratch_bytes_ = std::max(scratch_bytes_, GetBf16LinearKernels().scratch_bytes);
@@ -191,14 +192,15 @@ const LinearKernels& CpuLinearOps::ChooseKernels(const LinearTile& whole, bool g
       context_.isa < CpuIsa::kAvx512Bf16) {
     return exact_;
   }
-  const DType dtype = whole.w.dtype;
-  const bool rounds_weights = dtype == DType::kF32 || dtype == DType::kF16;
-  // With few tokens memory is the limit, and rounding wide weights would save nothing.
-  if (rounds_weights && whole.tokens < kAmxTokensMin) return exact_;
-  const int64_t amx_tokens = dtype == DType::kBF16 ? kAmxTokensMinBf16 : kAmxTokensMin;
-  const bool amx = context_.isa >= CpuIsa::kAmx && whole.tokens >= amx_tokens &&
-                   (!gated || SameChunks(whole.w, whole.up));
-  return amx ? GetAmxLinearKernels() : GetBf16LinearKernels();
+  const bool is_bf16 = whole.w.dtype == DType::kBF16;
+  if (context_.isa >= CpuIsa::kAmx && (!gated || SameChunks(whole.w, whole.up))) {
+    if (whole.tokens >= (is_bf16 ? 2 : kWidenTokensMin)) return GetAmxLinearKernels();
+    // Single products of bf16 pairs are slower than f32 ones here, except that nothing is widened.
+    return is_bf16 ? GetBf16LinearKernels() : exact_;
+  }
+  const bool few = whole.tokens < kWidenTokensMin;
+  const bool rounds_weights = whole.w.dtype == DType::kF32 || whole.w.dtype == DType::kF16;
+  return few && rounds_weights ? exact_ : GetBf16LinearKernels();
 }
 
 void CpuLinearOps::Run() {

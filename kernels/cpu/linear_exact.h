@@ -14,4 +14,9 @@ namespace sluice {
 
 SLUICE_DECLARE_KERNELS(LinearKernels, GetExactLinearKernels);
 
+// The same with VBMI and GFNI (CpuIsa::kAvx512Bf16 has both).
+namespace simd_avx512 {
+const LinearKernels& GetGfniExactLinearKernels();
+}
+
 }  // namespace sluice

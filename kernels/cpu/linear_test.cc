@@ -194,6 +194,28 @@ TEST_P(LinearTest, GroupsMeetTheirOwnWeights) {
   }
 }
 
+TEST_P(LinearTest, EveryFp8CodeHasItsValue) {
+  // Row r holds code r once, among zeros.
+  constexpr int64_t kRows = 256, kCols = 70;
+  std::vector<uint8_t> codes(kRows * kCols, 0);
+  for (int64_t r = 0; r < kRows; ++r) codes[r * kCols + r % kCols] = static_cast<uint8_t>(r);
+  const WeightView w{codes.data(), DType::kF8E4M3, kRows, kCols, kCols};
+  for (const CpuIsa isa : Isas()) {
+    Ops ops(isa, 1, GetParam());
+    for (const int64_t tokens : {1, 4, 20}) {
+      Matrix x(tokens, kCols), out(tokens, kRows);
+      x.values.assign(x.values.size(), 1.0f);
+      ASSERT_TRUE(ops.linear.Linear({x.View(), w, out.View()}, {}).ok());
+      for (int64_t r = 0; r < kRows; ++r) {
+        const float want = F8E4M3ToF32(static_cast<uint8_t>(r)), got = out.At(tokens - 1, r);
+        EXPECT_TRUE(got == want || (std::isnan(got) && std::isnan(want)))
+            << "code " << r << " is " << got << ", wanted " << want << "; isa "
+            << static_cast<int>(isa) << " tokens " << tokens;
+      }
+    }
+  }
+}
+
 TEST_P(LinearTest, NoGroupsIsNoWork) {
   Ops ops(DetectCpuIsa(), 1, GetParam());
   Matrix x(3, 4), out(3, 5);
