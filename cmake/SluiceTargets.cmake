@@ -87,7 +87,11 @@ function(sluice_test)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
   # Tests find their data from the root of the sources.
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-  set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT 300)
+  set(timeout 300)
+  if(SLUICE_SANITIZE)
+    set(timeout 900)  # seconds; sanitized code is slow, and more so on a busy machine
+  endif()
+  set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${timeout})
 endfunction()
 
 function(sluice_script_test)
