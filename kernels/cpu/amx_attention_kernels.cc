@@ -1,5 +1,6 @@
 // Compiled with AMX-BF16 and AVX512-BF16; the rules of kernels/cpu/simd/f32x16.h apply.
 #include "kernels/cpu/amx_attention.h"
+#include "kernels/cpu/simd/amx.h"
 #include "kernels/cpu/simd/bf16_avx512.h"
 #include "kernels/cpu/simd/transpose_avx512.h"
 
@@ -9,23 +10,6 @@ namespace {
 using namespace simd_avx512;
 
 inline int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Tiles 0-3: sums (two row tiles by two groups); 4, 5: first factor; 6, 7: second factor. All of
-// 16 rows of 64 bytes. A constant in memory: GCC's _tile_loadconfig tells the compiler of the first
-// 8 bytes only, so that it may drop stores to the rest.
-struct alignas(64) TileConfig {
-  uint8_t palette;
-  uint8_t start_row;
-  uint8_t reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-constexpr TileConfig kTileConfig = {
-    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
-void Configure() { _tile_loadconfig(&kTileConfig); }
-
-void Release() { _tile_release(); }
 
 inline void StorePacked(__m512i (&pairs)[16], char* packed) {
   Transpose16x16(pairs);
@@ -153,11 +137,13 @@ struct PrefetchRows {
   }
 };
 
+// Tiles 4, 5 hold a, 6, 7 b.
 // Tiles 0-3 gain kA groups of a (0, 1 with the first, 2, 3 with the second) times kB groups of b,
 // which lie b_group_bytes apart.
 template <int kA, int kB, typename Prefetch = NoPrefetch>
 inline void MultiplyTiles(const AmxRows& a, const char* b, int64_t b_group_bytes, int64_t steps,
                           Prefetch prefetch = {}) {
+  FinishStores();
   const char* first = a.data;
   const char* second = a.data + a.group_bytes;
   for (int64_t step = 0; step < steps; ++step) {
@@ -400,6 +386,7 @@ void AttendPrompt(const AmxPromptBlock& block) {
   const AmxRows values = TiledRows((char*)block.values, kAmxBlock / kAmxStep);
   float* outputs2 = block.outputs + block.value_dim * 16;
   for (int64_t v = 0; v < block.value_dim; v += 32) {
+    FinishStores();
     _tile_loadd(0, block.outputs + v * 16, 64);
     _tile_loadd(1, outputs2 + v * 16, 64);
     _tile_loadd(2, block.outputs + (v + 16) * 16, 64);
@@ -487,6 +474,7 @@ void AttendLatents(const AmxLatentBlock& block) {
                   block.positions - row, tile, tile + group_bytes);
     }
     float* outputs = block.outputs + c * 16;
+    FinishStores();
     _tile_loadd(0, outputs, 64);
     _tile_loadd(1, outputs + 256, 64);
     MultiplyTiles<1, 2>(weights, block.latents, group_bytes, steps);
@@ -512,9 +500,9 @@ void FinishLatents(const float* outputs, const float* sums, int64_t kv_lora_rank
 
 const AmxAttentionKernels& GetAmxAttentionKernels() {
   static constexpr AmxAttentionKernels kKernels = {
-      Configure,     Release,       TileRows,      TileRowsF32,       PackBf16,     PackF32,
-      PackTranspose, TransposeTile, Product,       ProductTransposed, ProjectQuery, ProjectOutput,
-      AttendPrompt,  FinishPrompt,  AttendLatents, FinishLatents};
+      ConfigureTiles, ReleaseTiles,  TileRows,      TileRowsF32,       PackBf16,     PackF32,
+      PackTranspose,  TransposeTile, Product,       ProductTransposed, ProjectQuery, ProjectOutput,
+      AttendPrompt,   FinishPrompt,  AttendLatents, FinishLatents};
   return kKernels;
 }
 

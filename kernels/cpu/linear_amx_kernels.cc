@@ -5,6 +5,7 @@
 // whole matrix, or kChunk columns when there are no scales), so the last step of a chunk may be
 // short: there both operands are filled up with zeros.
 #include "kernels/cpu/linear_fast.h"
+#include "kernels/cpu/simd/amx.h"
 #include "kernels/cpu/simd/bf16_avx512.h"
 #include "kernels/cpu/simd/math.h"
 #include "kernels/cpu/simd/transpose_avx512.h"
@@ -25,6 +26,7 @@ constexpr int kRowsMax = 256;  // per task
 constexpr int kRowsMin = 32;
 constexpr int kTokensMax = 256;
 constexpr int64_t kPackedBytesMax = 1 << 20;  // per task: what stays in the second-level cache
+constexpr int64_t kPrefetchBytes = 512;       // a panel's share of a row of FP8
 constexpr int kBlockTiles = 4;                // tiles of tokens that meet a tile of weights at once
 
 struct Scratch {
@@ -89,17 +91,8 @@ void Pack(const LinearTile& whole, int64_t group, char* packed) {
   }
 }
 
-// Tiles 0-3: sums; 4: weights; 5-7: tokens. A constant, because GCC 12's _tile_loadconfig does not
-// say that it reads more than a pointer's worth of memory.
-struct TileConfig {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-alignas(64) constexpr TileConfig kTileConfig = {
-    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
-// A tile of weights, and up to kBlockTiles of tokens, over some steps.
+// A tile of weights, and up to kBlockTiles of tokens, over some steps. Tiles 0-3 hold sums, 4
+// weights, 5-7 tokens.
 struct Steps {
   const char* w;  // at the first step
   int64_t w_row;  // bytes between its rows, and between steps
@@ -112,8 +105,7 @@ struct Steps {
 // sums[tile of tokens][row][token]
 template <int kTiles>
 inline void MultiplySteps(const Steps& steps, float* sums) {
-  // GCC 12's _tile_loadd does not say that it reads memory: what was stored must be there by now.
-  __asm__ volatile("" ::: "memory");
+  FinishStores();
   _tile_zero(0);
   if constexpr (kTiles > 1) _tile_zero(1);
   if constexpr (kTiles > 2) _tile_zero(2);
@@ -211,6 +203,7 @@ void WidenRows(const Chunks& chunks, const Panel& panel, int64_t begin, int64_t 
       const int64_t chunk_end = chunks.End(chunk);
       int64_t k = chunks.Begin(chunk);
       for (; k + 64 <= chunk_end; k += 64, to += 2 * kTileBytes) {
+        _mm_prefetch((const char*)(from + k) + kPrefetchBytes, _MM_HINT_T0);
         const Bf16x64 widened = WidenTo64(W{}, from + k, All64{});
         _mm512_store_si512(to, widened.lo);
         _mm512_store_si512(to + kTileBytes, widened.hi);
@@ -384,7 +377,7 @@ template <bool kGated>
 void Run(const LinearTile& tile, void* memory) {
   Scratch& scratch = *(Scratch*)memory;
   Pipeline<kGated> pipeline(tile, scratch);
-  _tile_loadconfig(&kTileConfig);
+  ConfigureTiles();
   for (int64_t index = 0; index * kEdge < tile.rows; ++index) {
     const Group group = GroupOf(tile, tile.w, index, scratch.totals[0], !kGated);
     const Group up = kGated ? GroupOf(tile, tile.up, index, scratch.totals[1], true) : group;
@@ -399,7 +392,7 @@ void Run(const LinearTile& tile, void* memory) {
     }
   }
   pipeline.Flush();
-  _tile_release();
+  ReleaseTiles();
 }
 
 }  // namespace
