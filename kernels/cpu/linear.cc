@@ -17,7 +17,7 @@ constexpr int64_t kPackForkMin = 64 * 1024;
 // Tasks per thread to aim for, so that threads finish together.
 constexpr int64_t kTasksPerThread = 16;
 // From this many tokens on it pays to widen weights, or to round them, for bf16 arithmetic.
-constexpr int64_t kWidenTokensMin = 4;
+constexpr int64_t kWidenTokensMin = 5;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
@@ -195,8 +195,9 @@ const LinearKernels& CpuLinearOps::ChooseKernels(const LinearTile& whole, bool g
   const bool is_bf16 = whole.w.dtype == DType::kBF16;
   if (context_.isa >= CpuIsa::kAmx && (!gated || SameChunks(whole.w, whole.up))) {
     if (whole.tokens >= (is_bf16 ? 2 : kWidenTokensMin)) return GetAmxLinearKernels();
-    // Single products of bf16 pairs are slower than f32 ones here, except that nothing is widened.
-    return is_bf16 ? GetBf16LinearKernels() : exact_;
+    // For a single token f32 arithmetic is faster, unless weights are bf16 pairs as they lie.
+    const bool is_f8 = whole.w.dtype == DType::kF8E4M3;
+    return is_bf16 || (is_f8 && whole.tokens > 1) ? GetBf16LinearKernels() : exact_;
   }
   const bool few = whole.tokens < kWidenTokensMin;
   const bool rounds_weights = whole.w.dtype == DType::kF32 || whole.w.dtype == DType::kF16;

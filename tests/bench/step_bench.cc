@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <memory>
 #include <numeric>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,7 +34,10 @@ constexpr int64_t kContextMax = 1024;
 class Steps {
  public:
   Steps(engine::Engine* engine, int64_t sequences, uint64_t* number)
-      : engine_(engine), number_(number), pages_(sequences) {
+      : engine_(engine),
+        number_(number),
+        vocab_size_(static_cast<int32_t>(engine->config().vocab_size)),
+        pages_(sequences) {
     const int64_t pages_each = kContextMax / kPageTokens;
     for (int64_t seq = 0; seq < sequences; ++seq) {
       pages_[seq].resize(pages_each);
@@ -43,12 +47,17 @@ class Steps {
     sampling_.max_tokens = kContextMax;
   }
 
-  absl::Status Submit(int64_t first_position, absl::Span<const int32_t> tokens) {
+  // Every sequence goes on by `count` tokens of its own, so that experts see a mixed batch.
+  absl::Status Submit(int64_t first_position, int64_t count) {
+    tokens_.resize(pages_.size() * count);
+    for (int32_t& token : tokens_) {
+      token = std::uniform_int_distribution<int32_t>(0, vocab_size_ - 1)(random_);
+    }
     std::vector<engine::StepChunk> chunks;
     for (size_t seq = 0; seq < pages_.size(); ++seq) {
       chunks.push_back({.slot = static_cast<int32_t>(seq),
                         .first_position = first_position,
-                        .tokens = tokens,
+                        .tokens = absl::MakeConstSpan(tokens_).subspan(seq * count, count),
                         .pages = pages_[seq],
                         .sampling = &sampling_});
     }
@@ -61,22 +70,18 @@ class Steps {
  private:
   engine::Engine* const engine_;
   uint64_t* const number_;
+  const int32_t vocab_size_;
+  std::mt19937 random_{1};
+  std::vector<int32_t> tokens_;
   std::vector<std::vector<int32_t>> pages_;
   engine::SamplingParams sampling_;
   engine::StepResult result_;
 };
 
-std::vector<int32_t> SomeTokens(int64_t count, int64_t vocab) {
-  std::vector<int32_t> tokens(count);
-  for (int64_t i = 0; i < count; ++i) tokens[i] = static_cast<int32_t>((i * 7919 + 13) % vocab);
-  return tokens;
-}
-
 void Prompt(benchmark::State& state, engine::Engine* engine, uint64_t* number) {
   Steps steps(engine, 1, number);
-  const std::vector<int32_t> tokens = SomeTokens(kPromptTokens, engine->config().vocab_size);
   for (auto _ : state) {
-    absl::Status status = steps.Submit(0, tokens);
+    absl::Status status = steps.Submit(0, kPromptTokens);
     if (status.ok()) status = steps.Wait(*number);
     if (!status.ok()) return state.SkipWithError(std::string(status.message()).c_str());
   }
@@ -85,12 +90,10 @@ void Prompt(benchmark::State& state, engine::Engine* engine, uint64_t* number) {
 
 void Decode(benchmark::State& state, engine::Engine* engine, int64_t batch, uint64_t* number) {
   Steps steps(engine, batch, number);
-  const std::vector<int32_t> first = {1};
-  const std::vector<int32_t> sampled = {engine::kSampledToken};
-  absl::Status status = steps.Submit(0, first);
+  absl::Status status = steps.Submit(0, 1);
   int64_t position = 1;
   for (auto _ : state) {
-    if (status.ok()) status = steps.Submit(position, sampled);
+    if (status.ok()) status = steps.Submit(position, 1);
     if (status.ok()) status = steps.Wait(*number - 1);
     if (!status.ok()) return state.SkipWithError(std::string(status.message()).c_str());
     position = position + 1 < 256 ? position + 1 : 1;
