@@ -26,6 +26,17 @@ ALLOWED = {
     "services/base": ["kernels/base"],
     "services/model": ["services/base", "kernels/base"],
     "services/engine": ["services/model", "services/base", "kernels/ops", "kernels/base"],
+    "services/transport": ["services/base", "kernels/base"],
+    "services/rpc": ["services/base", "kernels/base"],
+    "services/instance": [
+        "services/engine", "services/model", "services/transport", "services/rpc", "services/base",
+        "kernels/ops", "kernels/base",
+    ],
+    # Programs: they choose the backend.
+    "services/prefill": ["services/instance", "services/rpc", "services/model", "services/base", "kernels"],
+    "services/decode": ["services/instance", "services/rpc", "services/model", "services/base", "kernels"],
+    "services/router": ["services/model", "services/rpc", "services/base", "kernels/base"],
+    "services/balancer": ["services/model", "services/rpc", "services/base", "kernels/base"],
     # What nothing below includes may include anything.
     "tools": ["kernels", "services"],
     "tests": ["kernels", "services", "tools"],
@@ -36,7 +47,10 @@ LEAF_FILE = re.compile(r"_(test|bench|fuzz)\.(cc|cu)$")
 LEAF_MAY_INCLUDE = ["kernels", "services", "tests"]
 
 # First parts of quoted includes that are not ours.
-LIBRARIES = {"absl", "benchmark", "CLI", "gmock", "gtest", "nlohmann"}
+LIBRARIES = {
+    "absl", "benchmark", "boost", "CLI", "gmock", "google", "grpcpp", "gtest", "nlohmann", "openssl",
+    "prometheus", "sluice", "spdlog", "ucp", "yaml-cpp",
+}
 
 # Folders that may ask the preprocessor what they are compiled for.
 BACKENDS = ["kernels/cpu", "kernels/cuda"]

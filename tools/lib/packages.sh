@@ -7,16 +7,26 @@ build_packages=(
   g++
   libabsl-dev
   libbenchmark-dev
+  libboost1.81-dev
   libcli11-dev
   libgmock-dev
+  libgrpc++-dev
   libgtest-dev
   libpcre2-dev
+  libprotobuf-dev
   libsimdjson-dev
+  libspdlog-dev
+  libssl-dev
+  libucx-dev
   libxxhash-dev
+  libyaml-cpp-dev
   mold
   ninja-build
   nlohmann-json3-dev
   pkg-config
+  prometheus-cpp-dev
+  protobuf-compiler
+  protobuf-compiler-grpc
   python3
 )
 
