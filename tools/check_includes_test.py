@@ -43,7 +43,7 @@ OFFENCES = [
     ("a path from the file's own folder", "kernels/cpu/linear.cc",
      '#include "cpu_backend.h"\n', '"cpu_backend.h" is neither'),
     ("a library nobody chose", "kernels/cpu/linear.cc",
-     '#include "boost/any.hpp"\n', '"boost/any.hpp" is neither'),
+     '#include "folly/any.h"\n', '"folly/any.h" is neither'),
     ("a file of the tree in angle brackets", "kernels/cpu/linear.cc",
      "#include <kernels/base/dtype.h>\n", "include it in quotes"),
     ("a folder outside the table", "services/new/new.h",
