@@ -110,7 +110,7 @@ class CheckpointSource final : public WeightSource {
         if (std::isfinite(out[i])) continue;
         return absl::InvalidArgumentError(absl::StrCat(stored.file->path(), ": tensor ",
                                                        QuoteName(stored.name), " has ", out[i],
-                                                       " at index ", i, ", wanted finite numbers"));
+                                                       " at index ", i, ", wanted finite numbers of 0 and more"));
       }
       return absl::OkStatus();
     });
@@ -201,10 +201,10 @@ absl::Status CheckScales(const StoredTensor& stored) {
   const int64_t count = static_cast<int64_t>(stored.bytes / sizeof(float));
   for (int64_t i = 0; i < count; ++i) {
     const float scale = ElementAt(stored.data, DType::kF32, i);
-    if (std::isfinite(scale)) continue;
+    if (std::isfinite(scale) && scale >= 0) continue;
     return absl::InvalidArgumentError(absl::StrCat(stored.file->path(), ": tensor ",
                                                    QuoteName(stored.name), " has the scale ", scale,
-                                                   " at index ", i, ", wanted finite numbers"));
+                                                   " at index ", i, ", wanted finite numbers of 0 and more"));
   }
   return absl::OkStatus();
 }

@@ -62,6 +62,18 @@ class GenerateTest(unittest.TestCase):
         self.assertEqual(reply["finish_reason"], "length")
         self.assertNotIn("logprobs", reply)
 
+    def test_a_prompt_may_come_from_a_file(self):
+        args = ["--model", MODEL, "--max-tokens", "2"]
+        text = "Sort: 3 1 2\n" * 40
+        ids = generate_json(*args, "--prompt", text)["prompt_token_ids"]
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write(text)
+            file.flush()
+            self.assertEqual(generate_json(*args, "--prompt-file", file.name)["prompt_token_ids"], ids)
+        done = subprocess.run([SLUICE, "generate", "--json", *args, "--prompt-file", "-"], input=text,
+                              text=True, capture_output=True, check=True, timeout=60)
+        self.assertEqual(json.loads(done.stdout)["prompt_token_ids"], ids)
+
     def test_a_seed_repeats_and_another_does_not(self):
         def sampled(seed, threads):
             return generate_json("--model", MODEL, "--prompt", "The", "--temperature", "1.5",
@@ -137,6 +149,7 @@ class FailureTest(unittest.TestCase):
         self.check("no-such-dir", "generate", "--model", "no-such-dir", "--prompt", "x")
         self.check("exactly one of --prompt", *run)
         self.check("exactly one of --prompt", *run, "--prompt", "x", "--prompt-token-ids", "1")
+        self.check("no-such-file", *run, "--prompt-file", "no-such-file")
         self.check("--logprobs needs --json", *run, "--prompt", "x", "--logprobs", "2")
         self.check("'b' is not a token id", *run, "--prompt-token-ids", "1,b")
         self.check("token id 1024", *run, "--prompt-token-ids", "1,1024", "--json")

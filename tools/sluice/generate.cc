@@ -21,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "kernels/base/status.h"
+#include "services/base/mapped_file.h"
 #include "services/engine/generator.h"
 #include "tools/sluice/commands.h"
 #include "tools/sluice/model_options.h"
@@ -32,6 +33,7 @@ namespace {
 struct GenerateOptions {
   ModelOptions model;
   std::optional<std::string> prompt;
+  std::optional<std::string> prompt_file;
   std::optional<std::string> prompt_token_ids;
   std::string system;
   bool chat = false;
@@ -89,15 +91,32 @@ absl::StatusOr<std::pair<int32_t, float>> ParseBias(const std::string& text) {
   return bias;
 }
 
+// The text of --prompt or --prompt-file.
+absl::StatusOr<std::string> ReadPrompt(const GenerateOptions& options) {
+  if (options.prompt.has_value()) return *options.prompt;
+  constexpr size_t kBytesMax = size_t{64} << 20;
+  if (*options.prompt_file != "-") return ReadFile(*options.prompt_file, kBytesMax);
+  std::string text;
+  char part[4096];
+  while (const size_t got = std::fread(part, 1, sizeof(part), stdin)) {
+    text.append(part, got);
+    if (text.size() > kBytesMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--prompt-file -: more than ", kBytesMax, " bytes"));
+    }
+  }
+  return text;
+}
+
 absl::StatusOr<Prompt> MakePrompt(const GenerateOptions& options, const LoadedModel& model) {
   if (options.prompt_token_ids.has_value()) {
     SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ParseIds(*options.prompt_token_ids));
     return Prompt{std::move(ids)};
   }
   SLUICE_RETURN_IF_ERROR(NeedTokenizer(model, options.model));
+  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadPrompt(options));
   if (!options.chat) {
-    SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                            model.tokenizer->EncodePrompt(*options.prompt));
+    SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, model.tokenizer->EncodePrompt(text));
     return Prompt{std::move(ids)};
   }
   SLUICE_ASSIGN_OR_RETURN(
@@ -105,7 +124,7 @@ absl::StatusOr<Prompt> MakePrompt(const GenerateOptions& options, const LoadedMo
       model::ChatTemplate::Create(*model.tokenizer, options.model.chat_template));
   std::vector<model::ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
-  messages.push_back({"user", *options.prompt});
+  messages.push_back({"user", text});
   SLUICE_ASSIGN_OR_RETURN(
       model::EncodedPrompt encoded,
       chat_template.Encode(*model.tokenizer, messages, {.thinking = options.thinking}));
@@ -251,8 +270,11 @@ nlohmann::json ToJson(const Generated& generated, const Prompt& prompt, const Lo
 }
 
 absl::Status Generate(const GenerateOptions& options) {
-  if (options.prompt.has_value() == options.prompt_token_ids.has_value()) {
-    return absl::InvalidArgumentError("give exactly one of --prompt and --prompt-token-ids");
+  if (options.prompt.has_value() + options.prompt_file.has_value() +
+          options.prompt_token_ids.has_value() !=
+      1) {
+    return absl::InvalidArgumentError(
+        "give exactly one of --prompt, --prompt-file and --prompt-token-ids");
   }
   if (options.sampling.num_logprobs >= 0 && !options.json) {
     return absl::InvalidArgumentError("--logprobs needs --json: text output has no place for them");
@@ -296,6 +318,8 @@ Command AddGenerateCommand(CLI::App* parent) {
   AddModelOptions(command, &options->model);
   command->add_option("--prompt", options->prompt, "the text to go on from, or the question")
       ->option_text("TEXT");
+  command->add_option("--prompt-file", options->prompt_file, "a file with the text; -: stdin")
+      ->option_text("FILE");
   command
       ->add_option("--prompt-token-ids", options->prompt_token_ids,
                    "token ids instead of text, used as they are: 1,2,3")
