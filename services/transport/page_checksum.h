@@ -1,0 +1,67 @@
+// The checksum that goes with every page of KV: a keyed sum over the page's words, bound to the
+// lease, the layer and the page.
+//
+// Definition. The bytes are little-endian 32-bit words w_0, w_1, …, zero-padded to an even number;
+// k_i is a key word, a function of the checksum key and of i alone (KeyWord). All arithmetic on
+// words is mod 2^32, products and sums are of 64 bits:
+//   first  = sum over pairs i = 0, 2, 4, … of (w_i + k_i)      * (w_{i+1} + k_{i+1})
+//   second = sum over pairs i = 0, 2, 4, … of (w_i + k_{i+16}) * (w_{i+1} + k_{i+17})
+// The sums do not care for order, so any number of threads may make them in pieces: a GPU kernel
+// gives the same value. The checksum is second mixed into first mixed into (key, lease, layer,
+// page, length) by a bijective finaliser.
+//
+// Collisions. This is NH with a Toeplitz shift: for key words drawn at random, two different pages
+// of the same length agree in both sums with probability at most 2^-64, whatever the damage
+// (changed bits; swapped words, rows or pages), and the finaliser adds about 2^-64. Two pages that
+// differ in one word alone, in `first` alone: at most 2^-32. The key words come from a mixer, not
+// from a cipher: this is a guard against damage and mistakes, not against a forger who knows the
+// key. Source: Black, Halevi, Krawczyk, Krovetz, Rogaway, "UMAC: fast and secure message
+// authentication", CRYPTO 1999, theorems 1 and 3.
+//
+// Threads: pure functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/types/span.h"
+
+namespace sluice::transport {
+
+// What a page is, apart from its bytes.
+struct PageTag {
+  uint64_t lease = 0;
+  uint32_t layer = 0;
+  uint32_t page = 0;  // index in the sequence
+};
+
+uint64_t PageChecksum(uint64_t key, const PageTag& tag, absl::Span<const std::byte> bytes);
+
+// --- The parts, for tests and for other processors' forms ---
+
+struct PageSums {
+  uint64_t first = 0;
+  uint64_t second = 0;
+};
+
+// The two halves of what key words are made of.
+struct WordKey {
+  explicit WordKey(uint64_t checksum_key);
+  uint32_t offset;
+  uint32_t twist;
+};
+
+// k_i.
+uint32_t KeyWord(const WordKey& key, uint32_t index);
+
+uint64_t FinishChecksum(uint64_t key, const PageTag& tag, uint64_t bytes, const PageSums& sums);
+
+// One function for each instruction set; all give the same.
+struct PageSumKernel {
+  const char* name;
+  PageSums (*sum)(const WordKey& key, absl::Span<const std::byte> bytes);
+};
+// Those that this machine can run, the fastest last.
+absl::Span<const PageSumKernel> PageSumKernels();
+
+}  // namespace sluice::transport
