@@ -42,7 +42,6 @@ void AddModelOptions(CLI::App* command, ModelOptions* options) {
 
 absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   LoadedModel loaded;
-  SLUICE_ASSIGN_OR_RETURN(loaded.config, model::LoadModelConfig(options.dir));
   // Only a file that is not there at all means "no tokenizer": a dangling link is an error to be
   // told.
   std::error_code ignored;
@@ -51,23 +50,13 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   if (tokenizer_file.type() != std::filesystem::file_type::not_found) {
     SLUICE_ASSIGN_OR_RETURN(loaded.tokenizer, model::Tokenizer::Load(options.dir));
   }
-  const Numerics numerics = options.numerics == "exact" ? Numerics::kExact : Numerics::kFast;
-  SLUICE_ASSIGN_OR_RETURN(loaded.backend,
-                          MakeCpuBackend({.threads = options.threads, .numerics = numerics}));
-  SLUICE_ASSIGN_OR_RETURN(model::ModelWeights weights,
-                          model::LoadWeights(options.dir, loaded.config,
-                                             {.format = options.load_format == "dummy"
-                                                            ? model::LoadFormat::kDummy
-                                                            : model::LoadFormat::kSafetensors,
-                                              .dummy_seed = options.dummy_seed,
-                                              .show_progress = true,
-                                              .threads = options.threads}));
-  std::fprintf(stderr, "%s\n", loaded.backend->Describe().c_str());
-  loaded.weights = std::make_shared<const model::ModelWeights>(std::move(weights));
-  loaded.engine_options = {
-      .kv_dtype = numerics == Numerics::kExact ? DType::kF32 : DType::kBF16,
-      .absorb_prompts = numerics == Numerics::kExact,
-  };
+  SLUICE_ASSIGN_OR_RETURN(
+      std::unique_ptr<Backend> backend,
+      MakeCpuBackend({.threads = options.threads,
+                      .numerics = options.exact() ? Numerics::kExact : Numerics::kFast}));
+  std::fprintf(stderr, "%s\n", backend->Describe().c_str());
+  SLUICE_ASSIGN_OR_RETURN(static_cast<instance::LoadedModel&>(loaded),
+                          instance::LoadModel(options, std::move(backend)));
   return loaded;
 }
 

@@ -1,0 +1,34 @@
+#include "services/instance/model_loading.h"
+
+#include <utility>
+
+#include "kernels/base/status.h"
+
+namespace sluice::instance {
+
+absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr<Backend> backend) {
+  LoadedModel loaded;
+  SLUICE_ASSIGN_OR_RETURN(loaded.config, model::LoadModelConfig(source.dir));
+  SLUICE_ASSIGN_OR_RETURN(
+      model::ModelWeights weights,
+      model::LoadWeights(source.dir, loaded.config,
+                         {.format = source.load_format == "dummy" ? model::LoadFormat::kDummy
+                                                                  : model::LoadFormat::kSafetensors,
+                          .dummy_seed = source.dummy_seed,
+                          .show_progress = true,
+                          .threads = source.threads}));
+  loaded.weights = std::make_shared<const model::ModelWeights>(std::move(weights));
+  loaded.backend = std::move(backend);
+  loaded.engine_options = {
+      .kv_dtype = source.exact() ? DType::kF32 : DType::kBF16,
+      .absorb_prompts = source.exact(),
+  };
+  return loaded;
+}
+
+int64_t KvBytesPerToken(const model::ModelConfig& config, DType kv_dtype) {
+  const int64_t element = kv_dtype == DType::kF32 ? 4 : 2;
+  return config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * element;
+}
+
+}  // namespace sluice::instance
