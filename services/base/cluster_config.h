@@ -18,16 +18,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "services/base/config_file.h"
 #include "services/base/log.h"
 
 namespace sluice {
-
-struct Address {
-  std::string host;
-  int port = 0;                  // 0..65535
-  std::string ToString() const;  // "127.0.0.1:8000", "[::1]:8000"
-  bool operator==(const Address&) const = default;
-};
 
 struct ModelSection {
   std::string dir;                 // required; relative to the cluster file; absolute once read
@@ -102,9 +96,9 @@ struct TimeoutsSection {
 struct ClusterConfig {
   ModelSection model;
   RouterSection router;
-  InstanceSection prefill;
-  InstanceSection decode;
-  InstanceSection mixed;
+  InstanceSection prefill{.admin = {"127.0.0.1", 9100}, .metrics = {"127.0.0.1", 9150}};
+  InstanceSection decode{.admin = {"127.0.0.1", 9200}, .metrics = {"127.0.0.1", 9250}};
+  InstanceSection mixed{.admin = {"127.0.0.1", 9300}, .metrics = {"127.0.0.1", 9350}};
   BalancerSection balancer;
   LoggingSection logging;
   TimeoutsSection timeouts;

@@ -1,0 +1,87 @@
+#include "services/base/shutdown.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+
+#include "services/base/clock.h"
+
+namespace sluice {
+namespace {
+
+TEST(ShutdownSignalTest, EitherSignalAsksOnce) {
+  for (const int signal : {SIGTERM, SIGINT}) {
+    ShutdownSignal shutdown;
+    int calls = 0;
+    absl::Mutex mutex;
+    shutdown.OnRequested([&] {
+      absl::MutexLock lock(&mutex);
+      ++calls;
+    });
+    EXPECT_FALSE(shutdown.requested());
+    EXPECT_FALSE(shutdown.WaitFor(absl::ZeroDuration()));
+    kill(getpid(), signal);
+    shutdown.Wait();
+    absl::MutexLock lock(&mutex);
+    mutex.Await(absl::Condition(
+        +[](int* n) { return *n > 0; }, &calls));
+    EXPECT_EQ(calls, 1);
+  }
+}
+
+TEST(ShutdownSignalTest, RequestCallsBackOnceAndLateCallbacksToo) {
+  ShutdownSignal shutdown;
+  int calls = 0;
+  shutdown.OnRequested([&] { ++calls; });
+  shutdown.Request();
+  shutdown.Request();
+  EXPECT_EQ(calls, 1);
+  int late_calls = 0;
+  shutdown.OnRequested([&] { ++late_calls; });
+  EXPECT_EQ(late_calls, 1);
+}
+
+// The orderly end may hang: a second Ctrl-C gets out.
+TEST(ShutdownSignalTest, SecondSignalEndsTheProcessAtOnce) {
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    ShutdownSignal shutdown;
+    const auto tell = [&] {
+      if (write(ready[1], "x", 1) != 1) _exit(1);
+    };
+    tell();
+    shutdown.Wait();
+    tell();
+    while (true) pause();
+  }
+  char byte;
+  ASSERT_EQ(read(ready[0], &byte, 1), 1);
+  kill(child, SIGTERM);
+  ASSERT_EQ(read(ready[0], &byte, 1), 1);
+  kill(child, SIGINT);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status)) << status;
+  EXPECT_EQ(WEXITSTATUS(status), 128 + SIGINT);
+  close(ready[0]);
+  close(ready[1]);
+}
+
+TEST(ClockTest, RealNeverGoesBackAndManualStandsStill) {
+  const RealClock real;
+  const absl::Time first = real.Now();
+  EXPECT_LT(absl::AbsDuration(first - absl::Now()), absl::Minutes(1));
+  EXPECT_GE(real.Now(), first);
+  ManualClock manual;
+  const absl::Time start = manual.Now();
+  EXPECT_EQ(manual.Now(), start);
+  manual.Advance(absl::Milliseconds(250));
+  EXPECT_EQ(manual.Now() - start, absl::Milliseconds(250));
+}
+
+}  // namespace
+}  // namespace sluice
