@@ -65,6 +65,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
   SLUICE_ASSIGN_OR_RETURN(
       engine->output_counts_,
       state->Tensor("output counts by slot", DType::kI32, {slots, config.vocab_size}));
+  const TensorView& load = engine->forward_->expert_load();
+  for (std::vector<int64_t>* counts :
+       {&engine->copied_load_, &engine->expert_load_, &engine->taken_load_}) {
+    counts->resize(load.data == nullptr ? 0 : load.rows() * load.row_elements());
+  }
   engine->thread_ = std::thread([raw = engine.get()] { raw->RunSteps(); });
   return engine;
 }
@@ -122,7 +127,27 @@ absl::Status Engine::Wait(StepHandle handle, absl::Duration timeout, StepResult*
   return absl::OkStatus();
 }
 
+void Engine::SetLayerListener(LayerListener* listener) { listener_ = listener; }
+
 void Engine::SetTap(StepTap* tap) { tap_ = tap; }
+
+KvCacheView Engine::kv_cache() const {
+  KvCacheView view{
+      .pages = options_.kv_pages,
+      .page_tokens = kPageTokens,
+      .row_bytes = config_.kv_dim() * static_cast<int64_t>(DTypeBytes(options_.kv_dtype))};
+  for (const TensorView& layer : forward_->kv_cache()) {
+    view.layers.push_back(static_cast<std::byte*>(layer.data));
+  }
+  return view;
+}
+
+void Engine::TakeExpertLoad(std::vector<int64_t>* tokens) {
+  const std::lock_guard lock(mutex_);
+  tokens->resize(expert_load_.size());
+  for (size_t i = 0; i < tokens->size(); ++i) (*tokens)[i] = expert_load_[i] - taken_load_[i];
+  taken_load_ = expert_load_;
+}
 
 size_t Engine::memory_bytes() const {
   size_t bytes = forward_->workspace_bytes() + slot_state_->bytes();
@@ -144,6 +169,7 @@ void Engine::RunSteps() {
       const std::lock_guard lock(mutex_);
       completed_ = status.ok() ? number : completed_;
       failure_ = status;
+      if (status.ok()) expert_load_.swap(copied_load_);
     }
     changed_.notify_all();
     if (!status.ok()) return;
@@ -168,7 +194,8 @@ absl::Status Engine::RunStep(StepBuffers* step) {
   const int64_t tokens = step->num_tokens;
   const int64_t samples = step->num_samples;
   SLUICE_RETURN_IF_ERROR(
-      forward_->Run({.num_tokens = tokens,
+      forward_->Run({.step = step->number,
+                     .num_tokens = tokens,
                      .num_absorbed = step->num_absorbed,
                      .prompts = step->prompts,
                      .num_samples = samples,
@@ -182,7 +209,7 @@ absl::Status Engine::RunStep(StepBuffers* step) {
                      .sample_rows = step->sample_rows.device.Prefix(samples),
                      .sample_positions = step->sample_positions.device.Prefix(samples),
                      .sample_seqs = step->sample_seqs.device.Prefix(samples)},
-                    stream, tap_));
+                    stream, {.listener = listener_, .tap = tap_}));
   if (samples > 0) {
     SampleParams params{
         .logits = forward_->logits().Prefix(samples),
@@ -204,6 +231,10 @@ absl::Status Engine::RunStep(StepBuffers* step) {
     SLUICE_RETURN_IF_ERROR(backend_->sampling().Sample(params, stream));
   }
   SLUICE_RETURN_IF_ERROR(step->CopyOutputs(backend_, stream));
+  if (!copied_load_.empty()) {
+    SLUICE_RETURN_IF_ERROR(backend_->CopyToHost(copied_load_.data(), forward_->expert_load().data,
+                                                copied_load_.size() * sizeof(int64_t), stream));
+  }
   return backend_->Sync(stream);
 }
 

@@ -5,13 +5,15 @@
 // Logits never leave the device.
 //
 // Threads: Submit and Wait from one thread (the owner of the scheduler); steps run on a thread of
-// the engine's own. The destructor waits for the steps in flight. Errors: a bad plan is
+// the engine's own. KV memory may be read, and pages of it written, by other threads while steps
+// run, as KvCacheView says. The destructor waits for the steps in flight. Errors: a bad plan is
 // InvalidArgument and changes nothing. A step that fails makes the engine unusable: its Wait and
 // everything after return that error.
 #pragma once
 
 #include <array>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -23,6 +25,7 @@
 #include "absl/time/time.h"
 #include "kernels/ops/backend.h"
 #include "services/engine/forward_pass.h"
+#include "services/engine/layer_listener.h"
 #include "services/engine/step_plan.h"
 #include "services/engine/step_tap.h"
 #include "services/model/model_config.h"
@@ -47,6 +50,22 @@ struct StepHandle {
   uint64_t number = 0;
 };
 
+// Where the KV lies, which the engine owns: page p of layer l is the page_bytes() bytes at
+// layers[l] + p * page_bytes(), row by row; row r of a sequence's i-th page is position
+// i * page_tokens + r.
+// A step reads the rows of the positions before those it computes, in pages that its plan names,
+// and writes the rows of those it computes. Any thread may at the same time write pages that no
+// step in flight names (a reservation before Start), and read rows that no step in flight computes,
+// or that it has computed already (LayerListener).
+struct KvCacheView {
+  std::vector<std::byte*> layers;
+  int64_t pages = 0;
+  int64_t page_tokens = 0;
+  int64_t row_bytes = 0;  // one token in one layer
+
+  int64_t page_bytes() const { return page_tokens * row_bytes; }
+};
+
 struct StepBuffers;  // services/engine/step_buffers.h
 
 class Engine {
@@ -67,8 +86,17 @@ class Engine {
   // DeadlineExceeded leaves the step in flight.
   absl::Status Wait(StepHandle handle, absl::Duration timeout, StepResult* result);
 
-  // For tests; only while no step is in flight. Null takes it away.
+  // Only while no step is in flight. Null takes it away.
+  void SetLayerListener(LayerListener* listener);
+  // For tests; as above.
   void SetTap(StepTap* tap);
+
+  KvCacheView kv_cache() const;
+
+  // Tokens that each logical expert was chosen for since the last call, as of the last step that
+  // has completed: [layers, n_routed_experts], empty for models without experts. In the last layer
+  // only tokens count whose logits were wanted: others do not reach its experts. From any thread.
+  void TakeExpertLoad(std::vector<int64_t>* tokens);
 
   const EngineOptions& options() const { return options_; }
   const model::ModelConfig& config() const { return config_; }
@@ -89,7 +117,9 @@ class Engine {
   std::array<std::unique_ptr<StepBuffers>, kStepsInFlightMax> buffers_;
   TensorView tokens_by_slot_, prompt_mask_, output_counts_;  // device state of the slots
   std::unique_ptr<Workspace> slot_state_;
+  LayerListener* listener_ = nullptr;
   StepTap* tap_ = nullptr;
+  std::vector<int64_t> copied_load_;  // of the step that runs, since the start
 
   // std::mutex and not absl::Mutex: the packaged Abseil is not built for the thread sanitizer.
   std::mutex mutex_;  // guards all below
@@ -99,7 +129,9 @@ class Engine {
   uint64_t read_ = 0;
   bool stopping_ = false;
   absl::Status failure_;
-  std::thread thread_;  // last: starts when everything else stands
+  std::vector<int64_t> expert_load_;  // since the start, as of step completed_
+  std::vector<int64_t> taken_load_;   // as of the last TakeExpertLoad
+  std::thread thread_;                // last: starts when everything else stands
 };
 
 }  // namespace sluice::engine

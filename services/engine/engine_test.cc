@@ -3,9 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "services/engine/fake_backend.h"
@@ -14,7 +17,10 @@
 namespace sluice::engine {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Pair;
 
 constexpr int64_t kVocab = 50;
 
@@ -22,7 +28,7 @@ model::ModelConfig SmallConfig() {
   model::ModelConfig config;
   config.vocab_size = kVocab;
   config.hidden_size = 8;
-  config.num_hidden_layers = 1;
+  config.num_hidden_layers = 2;
   config.num_attention_heads = 2;
   config.kv_lora_rank = 4;
   config.qk_nope_head_dim = 2;
@@ -33,18 +39,34 @@ model::ModelConfig SmallConfig() {
   return config;
 }
 
-std::shared_ptr<const model::ModelWeights> SmallWeights() {
+std::shared_ptr<model::ModelWeights> SmallWeights() {
   auto weights = std::make_shared<model::ModelWeights>();
-  weights->layers.resize(1);
-  weights->layers[0].o.cols = 4;
-  weights->layers[0].dense = model::MlpWeights{};
+  weights->layers.resize(2);
+  for (model::LayerWeights& layer : weights->layers) {
+    layer.o.cols = 4;
+    layer.dense = model::MlpWeights{};
+  }
   return weights;
+}
+
+// The last layer has three experts, of which each token chooses two.
+void AddExperts(model::ModelConfig* config, model::ModelWeights* weights) {
+  config->n_routed_experts = 3;
+  config->num_experts_per_tok = 2;
+  config->moe_intermediate_size = 4;
+  weights->layers[1].dense.reset();
+  weights->layers[1].moe.emplace();
+  weights->layers[1].moe->experts.resize(3);
+  weights->layers[1].moe->slot_of_expert = {0, 1, 2};
 }
 
 class EngineTest : public ::testing::Test {
  protected:
   std::unique_ptr<Engine> MakeEngine() {
-    auto engine = Engine::Create(SmallConfig(), SmallWeights(), &backend_, options_);
+    model::ModelConfig config = SmallConfig();
+    auto weights = SmallWeights();
+    if (moe_) AddExperts(&config, weights.get());
+    auto engine = Engine::Create(config, weights, &backend_, options_);
     EXPECT_TRUE(engine.ok()) << engine.status();
     return *std::move(engine);
   }
@@ -58,6 +80,7 @@ class EngineTest : public ::testing::Test {
   }
 
   FakeBackend backend_;
+  bool moe_ = false;
   EngineOptions options_{.slots_max = 4, .step_tokens_max = 16, .kv_pages = 8};
   std::vector<int32_t> tokens_ = {1, 2, 3};
   std::vector<int32_t> pages_ = {0};
@@ -165,6 +188,106 @@ TEST_F(EngineTest, LogitsThatAreNoNumbersEndTheRequest) {
   while (!generator.idle()) ASSERT_TRUE(generator.Step(&events).ok());
   ASSERT_EQ(events.size(), 1u);
   EXPECT_EQ(events[0].finish, FinishReason::kDamaged);
+}
+
+// Notes what it is told, on the engine's thread.
+class Listener : public LayerListener {
+ public:
+  explicit Listener(FakeBackend* backend) : backend_(backend) {}
+  void OnKvWritten(uint64_t step, int64_t layer) override {
+    calls.push_back({step, layer});
+    cache_writes.push_back(backend_->num_cache_writes());
+  }
+
+  std::vector<std::pair<uint64_t, int64_t>> calls;
+  std::vector<int64_t> cache_writes;  // made before each call
+
+ private:
+  FakeBackend* const backend_;
+};
+
+TEST_F(EngineTest, TellsOfEachLayersKvOnceItIsWritten) {
+  auto engine = MakeEngine();
+  Listener listener(&backend_);
+  engine->SetLayerListener(&listener);
+  std::vector<StepChunk> chunks = {Chunk()};
+  chunks[0].sampling = nullptr;  // a chunk that samples nothing still writes every layer
+  StepResult result;
+  for (const uint64_t number : {1, 2}) {
+    auto handle = engine->Submit(Plan(number, chunks));
+    ASSERT_TRUE(handle.ok()) << handle.status();
+    ASSERT_TRUE(engine->Wait(*handle, absl::Seconds(30), &result).ok());
+  }
+  EXPECT_THAT(listener.calls, ElementsAre(Pair(1, 0), Pair(1, 1), Pair(2, 0), Pair(2, 1)));
+  EXPECT_THAT(listener.cache_writes, ElementsAre(1, 2, 3, 4));
+}
+
+TEST_F(EngineTest, KvCacheViewCoversEveryPageOfEveryLayer) {
+  auto engine = MakeEngine();
+  const KvCacheView view = engine->kv_cache();
+  ASSERT_EQ(view.layers.size(), 2u);
+  EXPECT_NE(view.layers[0], view.layers[1]);
+  EXPECT_EQ(view.pages, 8);
+  EXPECT_EQ(view.page_tokens, kPageTokens);
+  EXPECT_EQ(view.row_bytes, 6 * 4);
+  for (std::byte* layer : view.layers) {
+    EXPECT_EQ(layer[2 * view.row_bytes], std::byte{0});
+    EXPECT_EQ(layer[view.pages * view.page_bytes() - 1], std::byte{0});
+  }
+  const std::vector<StepChunk> chunks = {Chunk()};  // three positions
+  StepResult result;
+  ASSERT_TRUE(engine->Wait(*engine->Submit(Plan(1, chunks)), absl::Seconds(30), &result).ok());
+  for (std::byte* layer : view.layers) {
+    EXPECT_EQ(layer[3 * view.row_bytes - 1], std::byte{1});
+    EXPECT_EQ(layer[3 * view.row_bytes], std::byte{0});
+  }
+}
+
+// A reservation's pages fill while steps run in others: no race (under the thread sanitizer).
+TEST_F(EngineTest, PagesOfNoStepMayBeWrittenWhileStepsRun) {
+  auto engine = MakeEngine();
+  const KvCacheView view = engine->kv_cache();
+  std::thread transport([&view] {
+    for (std::byte* layer : view.layers) {
+      std::fill_n(layer + 7 * view.page_bytes(), view.page_bytes(), std::byte{1});
+    }
+  });
+  const std::vector<StepChunk> chunks = {Chunk()};
+  StepResult result;
+  for (uint64_t number = 1; number <= 20; ++number) {
+    auto handle = engine->Submit(Plan(number, chunks));
+    ASSERT_TRUE(handle.ok()) << handle.status();
+    ASSERT_TRUE(engine->Wait(*handle, absl::Seconds(30), &result).ok());
+  }
+  transport.join();
+}
+
+TEST_F(EngineTest, ExpertLoadCountsSinceTheLastCall) {
+  moe_ = true;
+  auto engine = MakeEngine();
+  std::vector<int64_t> load;
+  engine->TakeExpertLoad(&load);
+  EXPECT_THAT(load, ElementsAre(0, 0, 0, 0, 0, 0));
+  // Layer 0 is dense. Of the three tokens one is sampled, and reaches the experts of the last
+  // layer.
+  const std::vector<StepChunk> chunks = {Chunk()};
+  StepResult result;
+  for (const uint64_t number : {1, 2}) {
+    auto handle = engine->Submit(Plan(number, chunks));
+    ASSERT_TRUE(handle.ok()) << handle.status();
+    ASSERT_TRUE(engine->Wait(*handle, absl::Seconds(30), &result).ok());
+  }
+  std::thread other([&] { engine->TakeExpertLoad(&load); });
+  other.join();
+  EXPECT_THAT(load, ElementsAre(0, 0, 0, 0, 2, 2)) << "experts 1 and 2, once a step";
+  engine->TakeExpertLoad(&load);
+  EXPECT_THAT(load, ElementsAre(0, 0, 0, 0, 0, 0));
+}
+
+TEST_F(EngineTest, ModelsWithoutExpertsHaveNoExpertLoad) {
+  std::vector<int64_t> load = {1};
+  MakeEngine()->TakeExpertLoad(&load);
+  EXPECT_THAT(load, IsEmpty());
 }
 
 TEST_F(EngineTest, SaysWhatMemoryWasNeededFor) {

@@ -1,9 +1,11 @@
 // A backend without arithmetic, for tests of what is around the ops: matrix products and attention
-// do nothing, sampling gives FakeToken(slot, position). Can fail or hold a step on demand.
+// do nothing, KV rows are filled with ones, sampling gives FakeToken(slot, position). Can fail or
+// hold a step on demand.
 //
 // Threads: Fail…, Hold and Release from any thread.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
@@ -49,6 +51,8 @@ class FakeBackend : public Backend,
   absl::Status Sync(StreamId) override { return absl::OkStatus(); }
   std::string Describe() const override { return "fake"; }
 
+  int64_t num_cache_writes() const { return cache_writes_.load(); }
+
   void FailAllocation(std::string what) { fail_allocation_ = std::move(what); }
   void FailNextSample(absl::Status status) {
     const std::lock_guard lock(mutex_);
@@ -84,12 +88,26 @@ class FakeBackend : public Backend,
   absl::Status Embed(const EmbedParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status RmsNorm(const RmsNormParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status GatherRows(const GatherRowsParams&, StreamId) override { return absl::OkStatus(); }
-  absl::Status MlaCacheWrite(const MlaCacheWriteParams&, StreamId) override {
+  absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
+    const size_t row_bytes = params.dims.kv_dim() * DTypeBytes(params.cache.dtype);
+    for (int64_t i = 0; i < params.kv_rows.rows(); ++i) {
+      std::memset(params.cache.As<std::byte>() + params.kv_rows.As<int32_t>()[i] * row_bytes, 1,
+                  row_bytes);
+    }
+    cache_writes_.fetch_add(1);
     return absl::OkStatus();
   }
   absl::Status MlaAbsorbed(const MlaAbsorbedParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status MlaPrompt(const MlaPromptParams&, StreamId) override { return absl::OkStatus(); }
-  absl::Status Gate(const GateParams&, StreamId) override { return absl::OkStatus(); }
+  // Every token chooses the last of the experts.
+  absl::Status Gate(const GateParams& params, StreamId) override {
+    const int64_t top_k = params.expert_ids.row_elements();
+    const int64_t first = params.expert_load.dims[0] - top_k;
+    for (int64_t i = 0; i < top_k; ++i) {
+      params.expert_load.As<int64_t>()[first + i] += params.expert_ids.rows();
+    }
+    return absl::OkStatus();
+  }
   absl::Status Permute(const MoePermuteParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status Combine(const MoeCombineParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status Sample(const SampleParams& params, StreamId) override {
@@ -105,6 +123,7 @@ class FakeBackend : public Backend,
   }
 
   std::string fail_allocation_;
+  std::atomic<int64_t> cache_writes_{0};
   std::mutex mutex_;  // guards all below
   std::condition_variable released_;
   absl::Status next_sample_;

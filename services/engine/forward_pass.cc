@@ -130,7 +130,9 @@ absl::Status ForwardPass::AllocateMemory() {
   return backend_->Sync(StreamId{});
 }
 
-absl::Status ForwardPass::Run(const ForwardBatch& batch, StreamId stream, StepTap* tap) {
+absl::Status ForwardPass::Run(const ForwardBatch& batch, StreamId stream,
+                              const PassObservers& observers) {
+  StepTap* const tap = observers.tap;
   Rows rows{hidden_.Prefix(batch.num_tokens), batch.num_tokens};
   SLUICE_RETURN_IF_ERROR(backend_->elementwise().Embed({.ids = batch.ids,
                                                         .tokens_by_slot = batch.tokens_by_slot,
@@ -149,7 +151,7 @@ absl::Status ForwardPass::Run(const ForwardBatch& batch, StreamId stream, StepTa
     // After the last layer's cache write nothing but the sampled rows matters.
     const bool samples_only =
         index == last && tap == nullptr && batch.num_samples < batch.num_tokens;
-    SLUICE_RETURN_IF_ERROR(Attend(index, batch, samples_only, &rows, stream));
+    SLUICE_RETURN_IF_ERROR(Attend(index, batch, samples_only, &rows, stream, observers.listener));
     if (rows.count == 0) return absl::OkStatus();
 
     const TensorView x = normed_.Prefix(rows.count);
@@ -207,7 +209,7 @@ absl::Status ForwardPass::ProjectQueries(const model::LayerWeights& layer, int64
 }
 
 absl::Status ForwardPass::Attend(int64_t index, const ForwardBatch& batch, bool samples_only,
-                                 Rows* rows, StreamId stream) {
+                                 Rows* rows, StreamId stream, LayerListener* listener) {
   const model::LayerWeights& layer = weights_->layers[index];
   const TensorView x = normed_.Prefix(rows->count);
   SLUICE_RETURN_IF_ERROR(
@@ -229,6 +231,10 @@ absl::Status ForwardPass::Attend(int64_t index, const ForwardBatch& batch, bool 
                                                               .kv_rows = batch.kv_rows,
                                                               .cache = kv_cache_[index]},
                                                              stream));
+  if (listener != nullptr) {
+    SLUICE_RETURN_IF_ERROR(backend_->Sync(stream));
+    listener->OnKvWritten(batch.step, index);
+  }
   SLUICE_RETURN_IF_ERROR(samples_only ? AttendSamples(index, batch, rows, stream)
                                       : AttendAll(index, batch, stream));
   if (rows->count == 0) return absl::OkStatus();

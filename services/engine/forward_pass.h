@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/ops/backend.h"
+#include "services/engine/layer_listener.h"
 #include "services/engine/step_tap.h"
 #include "services/engine/workspace.h"
 #include "services/model/model_config.h"
@@ -43,6 +44,7 @@ struct ForwardBatch {
     int64_t seq = 0;  // row of page_table
     int64_t first_position = 0;
   };
+  uint64_t step = 0;  // its number, for observers
   int64_t num_tokens = 0;
   int64_t num_absorbed = 0;
   absl::Span<const Prompt> prompts;
@@ -61,6 +63,12 @@ struct ForwardBatch {
   TensorView sample_seqs;       // i32 [num_samples]
 };
 
+// Who is told of a pass while it runs; each may be null, and each call waits for the stream.
+struct PassObservers {
+  LayerListener* listener = nullptr;
+  StepTap* tap = nullptr;  // every row is computed in every layer then
+};
+
 class ForwardPass {
  public:
   // ResourceExhausted when memory does not suffice. `backend` must outlive the object.
@@ -68,15 +76,16 @@ class ForwardPass {
       const model::ModelConfig& config, std::shared_ptr<const model::ModelWeights> weights,
       Backend* backend, const ForwardLimits& limits);
 
-  // Queues the whole pass on the stream; logits() then holds num_samples rows. With a tap, every
-  // row is computed in every layer, and the tap is called (which waits for the stream).
-  absl::Status Run(const ForwardBatch& batch, StreamId stream, StepTap* tap = nullptr);
+  // Queues the whole pass on the stream; logits() then holds num_samples rows.
+  absl::Status Run(const ForwardBatch& batch, StreamId stream, const PassObservers& observers);
 
   // f32 [samples_max, vocab]
   const TensorView& logits() const { return logits_; }
   // i64 [layers, experts]: tokens each logical expert was chosen for, since the start. The last
   // layer counts only rows whose logits were wanted: the others do not reach its experts.
   const TensorView& expert_load() const { return expert_load_; }
+  // One for each layer: [num_pages, kPageTokens, kv_dim].
+  const std::vector<TensorView>& kv_cache() const { return kv_cache_; }
   // Bytes of KV cache and of activations.
   size_t workspace_bytes() const { return workspace_.bytes(); }
 
@@ -98,7 +107,7 @@ class ForwardPass {
 
   absl::Status ProjectQueries(const model::LayerWeights& layer, int64_t count, StreamId stream);
   absl::Status Attend(int64_t index, const ForwardBatch& batch, bool samples_only, Rows* rows,
-                      StreamId stream);
+                      StreamId stream, LayerListener* listener);
   absl::Status AttendAll(int64_t index, const ForwardBatch& batch, StreamId stream);
   absl::Status AttendSamples(int64_t index, const ForwardBatch& batch, Rows* rows, StreamId stream);
   absl::Status DenseMlp(const model::MlpWeights& mlp, const TensorView& x, const TensorView& out,
@@ -113,7 +122,7 @@ class ForwardPass {
   Workspace workspace_;
   std::vector<ExpertViews> experts_;  // one per layer, empty for dense ones
 
-  std::vector<TensorView> kv_cache_;  // one per layer: [num_pages, kPageTokens, kv_dim]
+  std::vector<TensorView> kv_cache_;
   TensorView cos_sin_;
   TensorView expert_load_;
   // Activations, by their first dimension: tokens_max, samples_max, tokens_max * top_k.
