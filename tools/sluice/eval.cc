@@ -21,9 +21,9 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "services/engine/generator.h"
+#include "services/model/reply.h"
 #include "tools/sluice/commands.h"
 #include "tools/sluice/model_options.h"
-#include "tools/sluice/reply.h"
 
 namespace sluice::cli {
 namespace {
@@ -50,7 +50,7 @@ struct TaskScore {
 
 struct Running {
   const Problem* problem;
-  Reply reply;
+  model::Reply reply;
   std::string content;
 };
 
@@ -141,8 +141,10 @@ class Evaluation {
   absl::Status Start(const Problem& problem) {
     SLUICE_ASSIGN_OR_RETURN(model::EncodedPrompt prompt,
                             template_.Encode(*model_.tokenizer, problem.messages, {}));
-    SLUICE_ASSIGN_OR_RETURN(Reply reply, Reply::Create(model_.tokenizer.get(), prompt.in_thinking,
-                                                       /*split_reasoning=*/true, {}));
+    SLUICE_ASSIGN_OR_RETURN(
+        model::Reply reply,
+        model::Reply::Create(model_.tokenizer.get(),
+                             {.in_thinking = prompt.in_thinking, .split_reasoning = true}));
     const uint64_t id = next_id_++;
     running_.emplace(id, Running{.problem = &problem, .reply = std::move(reply), .content = {}});
     return generator_.Add({.id = id,

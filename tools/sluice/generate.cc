@@ -23,9 +23,9 @@
 #include "kernels/base/status.h"
 #include "services/base/mapped_file.h"
 #include "services/engine/generator.h"
+#include "services/model/reply.h"
 #include "tools/sluice/commands.h"
 #include "tools/sluice/model_options.h"
-#include "tools/sluice/reply.h"
 
 namespace sluice::cli {
 namespace {
@@ -164,7 +164,7 @@ class Printer {
     }
     if (in_thinking) OpenReasoning();
   }
-  void Print(const ReplyDelta& delta) {
+  void Print(const model::ReplyDelta& delta) {
     if (!delta.reasoning.empty()) {
       if (!reasoning_) OpenReasoning();
       Write(delta.reasoning);
@@ -212,11 +212,14 @@ struct Generated {
 absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& model,
                                      const Prompt& prompt, const engine::SamplingParams& sampling,
                                      const GenerateOptions& options) {
-  SLUICE_ASSIGN_OR_RETURN(Reply reply, Reply::Create(model.tokenizer.get(), prompt.in_thinking,
-                                                     options.chat, options.stop));
+  SLUICE_ASSIGN_OR_RETURN(
+      model::Reply reply,
+      model::Reply::Create(model.tokenizer.get(), {.in_thinking = prompt.in_thinking,
+                                                   .split_reasoning = options.chat,
+                                                   .stops = options.stop}));
   std::optional<Printer> printer;
   Generated generated;
-  const auto take = [&](const ReplyDelta& delta) {
+  const auto take = [&](const model::ReplyDelta& delta) {
     generated.reasoning += delta.reasoning;
     generated.content += delta.content;
     if (printer.has_value()) printer->Print(delta);

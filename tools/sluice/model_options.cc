@@ -66,4 +66,10 @@ absl::Status NeedTokenizer(const LoadedModel& model, const ModelOptions& options
       options.dir, " has no tokenizer.json, so text cannot be read; give --prompt-token-ids"));
 }
 
+absl::Status DamagedLogits(const std::string& model_dir) {
+  return absl::InternalError(absl::StrCat(
+      "the model's logits are not finite, so it has no answer; its weights may be damaged: see ",
+      "`sluice inspect --check-data ", model_dir, "`"));
+}
+
 }  // namespace sluice::cli

@@ -28,4 +28,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options);
 // FailedPrecondition, saying what to do, when the model has no tokenizer.
 absl::Status NeedTokenizer(const LoadedModel& model, const ModelOptions& options);
 
+// Internal: what to tell about a request that ended with FinishReason::kDamaged.
+absl::Status DamagedLogits(const std::string& model_dir);
+
 }  // namespace sluice::cli
