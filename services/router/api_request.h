@@ -20,7 +20,8 @@ struct SamplingOptions {
   std::optional<int32_t> top_k;  // 0: off
   std::optional<uint64_t> seed;
   std::vector<std::pair<int32_t, float>> logit_bias;
-  std::optional<uint32_t> max_tokens;  // unset: to the context limit
+  std::optional<uint32_t> max_tokens;          // unset: max_tokens_default, or to the context limit
+  std::optional<uint32_t> max_tokens_default;  // never a reason to refuse: as far as there is room
   uint32_t min_tokens = 0;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;

@@ -204,8 +204,10 @@ void ParseMaxTokens(JsonFields* fields, const char* field, std::optional<uint32_
 
 // Last, when max_tokens is known.
 void CheckMinTokens(const SamplingOptions& sampling, JsonFields* fields) {
-  if (sampling.max_tokens.has_value() && sampling.min_tokens > *sampling.max_tokens) {
-    fields->Fail("min_tokens", absl::StrCat("at most max_tokens (", *sampling.max_tokens, ")"));
+  const std::optional<uint32_t> max =
+      sampling.max_tokens.has_value() ? sampling.max_tokens : sampling.max_tokens_default;
+  if (max.has_value() && sampling.min_tokens > *max) {
+    fields->Fail("min_tokens", absl::StrCat("at most max_tokens (", *max, ")"));
   }
 }
 
@@ -323,7 +325,7 @@ absl::StatusOr<ParsedRequest> ParseCompletionRequest(absl::string_view body) {
   JsonFields fields(json, "");
   ParsePrompts(&fields, &request.prompts);
   ParseCommon(&fields, &request, &nested);
-  request.sampling.max_tokens = 16;  // OpenAI's default here
+  request.sampling.max_tokens_default = 16;  // OpenAI's
   ParseMaxTokens(&fields, "max_tokens", &request.sampling.max_tokens);
   CheckMinTokens(request.sampling, &fields);
   fields.Int("logprobs", 0, kTopLogprobsMax, &request.sampling.num_logprobs);

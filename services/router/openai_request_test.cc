@@ -49,7 +49,8 @@ TEST(OpenAiRequest, LeavesDefaultsUnset) {
   EXPECT_FALSE(request.stream);
   EXPECT_TRUE(request.include_reasoning && request.separate_reasoning && request.stream_reasoning);
   EXPECT_TRUE(request.skip_special_tokens);
-  EXPECT_EQ(ParsedCompletion(Completion("")).sampling.max_tokens, 16u);
+  EXPECT_EQ(ParsedCompletion(Completion("")).sampling.max_tokens, std::nullopt);
+  EXPECT_EQ(ParsedCompletion(Completion("")).sampling.max_tokens_default, 16u);
 }
 
 TEST(OpenAiRequest, TellsZeroFromUnset) {
