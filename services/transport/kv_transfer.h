@@ -9,8 +9,8 @@
 // damaged. See README.md for what happens when either side dies.
 //
 // Threads: all methods may be called from any thread and do not wait for the network, except Close
-// with a timeout. Callbacks come on the transport's thread, one at a time; they must not block and
-// must not call back into the transport, except Abort, Write and Begin and Close(…, zero).
+// with a timeout. Callbacks come on the transport's thread, one at a time; they must not block, and
+// of the transport they may call Begin, Write and Abort alone.
 #pragma once
 
 #include <cstddef>
@@ -93,7 +93,8 @@ class KvReceiver {
   // page is full but the last, which may be partial. With no pages, `rows` is 0 and on_done comes
   // at once. on_done is called at most once, never after Close has returned Ok.
   // InvalidArgument: a page outside the pool or twice, or rows that do not fit the pages.
-  // AlreadyExists: the lease is open. FailedPrecondition: another incarnation's lease.
+  // AlreadyExists: the lease is open. FailedPrecondition: another incarnation's lease, or a page
+  // that belongs to a lease which is not closed.
   virtual absl::Status Open(const v1::Lease& lease, int64_t rows, LeaseDone on_done) = 0;
 
   // The fence. From the call on no copy into the lease's pages starts. Ok: none is in flight
@@ -103,7 +104,7 @@ class KvReceiver {
   // To be called for every lease, also after on_done.
   virtual absl::Status Close(uint64_t lease, absl::Duration timeout) = 0;
 
-  virtual KvReceiverStats stats() const = 0;
+  virtual KvReceiverStats receiver_stats() const = 0;
 };
 
 // --- The sending side ---
@@ -154,7 +155,7 @@ class KvSender {
   // when it is unknown or has ended.
   virtual void Abort(TransferId transfer) = 0;
 
-  virtual KvSenderStats stats() const = 0;
+  virtual KvSenderStats sender_stats() const = 0;
 };
 
 // Both sides of one process. Destroying it ends all transfers (with Cancelled) and closes all
