@@ -82,7 +82,7 @@ absl::Status LeaseTable::CheckPages(const v1::Lease& lease, int64_t rows) const 
 absl::Status LeaseTable::Open(const v1::Lease& lease, int64_t rows, LeaseDone on_done) {
   bool ready = false;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (lease.incarnation() != incarnation_) {
       return absl::FailedPreconditionError(absl::StrCat("lease ", lease.lease(),
                                                         " is of incarnation ", lease.incarnation(),
@@ -117,8 +117,13 @@ void LeaseTable::Forget(uint64_t lease) {
   leases_.erase(lease);
 }
 
+void LeaseTable::Land(Lease* lease) {
+  --lease->in_flight;
+  if (lease->closing) landed_.notify_all();
+}
+
 absl::Status LeaseTable::Close(uint64_t lease, absl::Duration timeout) {
-  absl::MutexLock lock(&mutex_);
+  std::unique_lock lock(mutex_);
   Lease* entry = Find(lease);
   if (entry == nullptr) return absl::OkStatus();
   if (!entry->closing) {
@@ -127,11 +132,10 @@ absl::Status LeaseTable::Close(uint64_t lease, absl::Duration timeout) {
     ++stats_.closing_leases;
   }
   const auto idle = [&] {
-    mutex_.AssertHeld();
     entry = Find(lease);  // somebody else may have closed it meanwhile
     return entry == nullptr || entry->in_flight == 0;
   };
-  if (!mutex_.AwaitWithTimeout(absl::Condition(&idle), timeout)) {
+  if (!landed_.wait_for(lock, absl::ToChronoNanoseconds(std::min(timeout, absl::Hours(1))), idle)) {
     return absl::DeadlineExceededError(absl::StrCat("lease ", lease, " still has ",
                                                     entry->in_flight, " copies in flight after ",
                                                     absl::FormatDuration(timeout)));
@@ -143,7 +147,7 @@ absl::Status LeaseTable::Close(uint64_t lease, absl::Duration timeout) {
 }
 
 KvReceiverStats LeaseTable::stats() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   return stats_;
 }
 
@@ -157,7 +161,7 @@ LeaseTable::Arrival LeaseTable::Start(const PageHeader& header, size_t bytes, ab
   LeaseResult result;
   LeaseDone on_done;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (header.incarnation != incarnation_) {
       ++stats_.dropped_incarnation;
       return {.answer = Answer::kIncarnation};
@@ -193,8 +197,8 @@ LeaseTable::Arrival LeaseTable::Start(const PageHeader& header, size_t bytes, ab
               .duration = now - lease->first_arrival};
   }
   on_done(result);
-  absl::MutexLock lock(&mutex_);
-  --Find(header.lease)->in_flight;
+  const std::lock_guard lock(mutex_);
+  Land(Find(header.lease));
   return {.answer = Answer::kDamaged};
 }
 
@@ -202,7 +206,7 @@ Answer LeaseTable::Finish(const PageHeader& header, bool copied, bool verify, ab
   uint64_t key = 0;
   absl::Span<std::byte> target;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     const Lease* lease = Find(header.lease);
     key = lease->key;
     target = Target(*lease, header);
@@ -214,7 +218,7 @@ Answer LeaseTable::Finish(const PageHeader& header, bool copied, bool verify, ab
   LeaseResult result{.lease = header.lease};
   LeaseDone on_done;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     Lease* lease = Find(header.lease);
     if (lease->closing || lease->ended) {
       ++stats_.dropped_unknown;
@@ -240,12 +244,12 @@ Answer LeaseTable::Finish(const PageHeader& header, bool copied, bool verify, ab
       result.bytes = lease->bytes;
       result.duration = now - lease->first_arrival;
     }
-    if (on_done == nullptr) --lease->in_flight;
+    if (on_done == nullptr) Land(lease);
   }
   if (on_done != nullptr) {
     on_done(result);
-    absl::MutexLock lock(&mutex_);
-    --Find(header.lease)->in_flight;
+    const std::lock_guard lock(mutex_);
+    Land(Find(header.lease));
   }
   return answer;
 }
@@ -255,7 +259,7 @@ void LeaseTable::RunReady() {
     LeaseResult result;
     LeaseDone on_done;
     {
-      absl::MutexLock lock(&mutex_);
+      const std::lock_guard lock(mutex_);
       if (ready_.empty()) return;
       result.lease = ready_.back();
       ready_.pop_back();
@@ -266,8 +270,8 @@ void LeaseTable::RunReady() {
       on_done = std::move(lease->on_done);
     }
     on_done(result);
-    absl::MutexLock lock(&mutex_);
-    --Find(result.lease)->in_flight;
+    const std::lock_guard lock(mutex_);
+    Land(Find(result.lease));
   }
 }
 

@@ -10,15 +10,15 @@
 // thread alone, which is where on_done is called, without locks held.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "services/transport/kv_transfer.h"
@@ -52,21 +52,23 @@ class LeaseTable {
  private:
   struct Lease;
 
-  Lease* Find(uint64_t lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckPages(const v1::Lease& lease, int64_t rows) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Forget(uint64_t lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // With the mutex held.
+  Lease* Find(uint64_t lease);
+  absl::Status CheckPages(const v1::Lease& lease, int64_t rows) const;
+  void Forget(uint64_t lease);
+  void Land(Lease* lease);
   absl::Span<std::byte> Target(const Lease& lease, const PageHeader& header) const;
 
   const KvMemory memory_;
   const uint64_t incarnation_;
   const std::function<void()> wake_;
 
-  mutable absl::Mutex mutex_;
-  absl::flat_hash_map<uint64_t, std::unique_ptr<Lease>> leases_ ABSL_GUARDED_BY(mutex_);
-  std::vector<bool> leased_pages_ ABSL_GUARDED_BY(mutex_);
-  std::vector<uint64_t> ready_ ABSL_GUARDED_BY(mutex_);  // leases without pages, not yet reported
-  KvReceiverStats stats_ ABSL_GUARDED_BY(mutex_);
+  mutable std::mutex mutex_;        // of what follows
+  std::condition_variable landed_;  // a copy into a closing lease has ended
+  absl::flat_hash_map<uint64_t, std::unique_ptr<Lease>> leases_;
+  std::vector<bool> leased_pages_;
+  std::vector<uint64_t> ready_;  // leases without pages, not yet reported
+  KvReceiverStats stats_;
 };
 
 }  // namespace sluice::transport

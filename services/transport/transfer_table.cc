@@ -90,7 +90,7 @@ absl::StatusOr<TransferId> TransferTable::Begin(const v1::Lease& lease, absl::Du
                                                 SentDone on_sent, absl::Time now) {
   TransferId id = 0;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (transfers_.size() >= limits_.transfers) {
       return absl::ResourceExhaustedError(
           absl::StrCat("lease ", lease.lease(), ": ", transfers_.size(),
@@ -143,7 +143,7 @@ absl::Status TransferTable::CheckWrite(const Transfer& transfer, const PageWrite
 
 absl::Status TransferTable::Write(TransferId id, absl::Span<const PageWrite> writes) {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     Transfer* transfer = Find(id);
     if (transfer == nullptr || transfer->ended) {
       return absl::NotFoundError(absl::StrCat("transfer ", id, " has ended"));
@@ -166,7 +166,7 @@ absl::Status TransferTable::Write(TransferId id, absl::Span<const PageWrite> wri
 
 void TransferTable::Abort(TransferId id) {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     Transfer* transfer = Find(id);
     if (transfer == nullptr || transfer->ended) return;
     End(id, transfer, absl::CancelledError(absl::StrCat("transfer ", id, " was aborted")));
@@ -175,12 +175,12 @@ void TransferTable::Abort(TransferId id) {
 }
 
 KvSenderStats TransferTable::stats() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   return stats_;
 }
 
 std::vector<TransferTable::Peer> TransferTable::NewPeers() {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   return std::exchange(new_peers_, {});
 }
 
@@ -194,7 +194,7 @@ void TransferTable::End(TransferId id, Transfer* transfer, const absl::Status& s
 }
 
 std::optional<TransferTable::Job> TransferTable::Take(PeerId peer_id) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   const auto found = peers_.find(peer_id);
   if (found == peers_.end()) return std::nullopt;
   PeerQueue* peer = found->second.get();
@@ -232,7 +232,7 @@ std::optional<TransferTable::Job> TransferTable::Take(PeerId peer_id) {
 }
 
 void TransferTable::Sent(const Job& job, const absl::Status& status) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   const int64_t size = static_cast<int64_t>(job.bytes.size());
   PeerQueue* peer = peers_[job.peer].get();
   peer->outstanding_bytes -= size;
@@ -252,14 +252,14 @@ void TransferTable::Sent(const Job& job, const absl::Status& status) {
 }
 
 void TransferTable::Answered(PeerId peer, TransferId id, Answer answer) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   Transfer* transfer = Find(id);
   if (transfer == nullptr || transfer->peer != peer || answer == Answer::kTaken) return;
   End(id, transfer, StatusOf(answer, transfer->lease));
 }
 
 void TransferTable::FailPeer(PeerId peer_id, const absl::Status& status) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   const auto found = peers_.find(peer_id);
   if (found == peers_.end() || found->second->lost) return;
   PeerQueue* peer = found->second.get();
@@ -276,13 +276,13 @@ void TransferTable::FailPeer(PeerId peer_id, const absl::Status& status) {
 }
 
 bool TransferTable::Busy(PeerId peer) const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   const auto found = peers_.find(peer);
   return found != peers_.end() && found->second->transfers > 0;
 }
 
 bool TransferTable::Expire(absl::Time now) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   for (auto& [id, transfer] : transfers_) {
     if (now < transfer->deadline) continue;
     End(id, transfer.get(),
@@ -293,14 +293,14 @@ bool TransferTable::Expire(absl::Time now) {
 }
 
 void TransferTable::EndAll(const absl::Status& status) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   for (auto& [id, transfer] : transfers_) End(id, transfer.get(), status);
 }
 
 void TransferTable::RunEnded() {
   std::vector<std::pair<TransferId, std::unique_ptr<Transfer>>> ended;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     for (TransferId id : std::exchange(ended_, {})) {
       ended.emplace_back(id, std::move(transfers_[id]));
       transfers_.erase(id);

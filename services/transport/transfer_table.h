@@ -16,15 +16,14 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "services/transport/kv_transfer.h"
@@ -97,25 +96,25 @@ class TransferTable {
     PageWrite write;
   };
 
-  Transfer* Find(TransferId transfer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // With the mutex held.
+  Transfer* Find(TransferId transfer);
   absl::Status CheckWrite(const Transfer& transfer, const PageWrite& write) const;
-  void End(TransferId id, Transfer* transfer, const absl::Status& status)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void End(TransferId id, Transfer* transfer, const absl::Status& status);
 
   const KvMemory memory_;
   const uint64_t sender_;
   const TransferLimits limits_;
   const std::function<void()> wake_;
 
-  mutable absl::Mutex mutex_;
-  absl::flat_hash_map<TransferId, std::unique_ptr<Transfer>> transfers_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_map<PeerId, std::unique_ptr<PeerQueue>> peers_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_map<std::string, PeerId> peer_of_endpoint_ ABSL_GUARDED_BY(mutex_);
-  std::vector<Peer> new_peers_ ABSL_GUARDED_BY(mutex_);
-  std::vector<TransferId> ended_ ABSL_GUARDED_BY(mutex_);  // ready for on_sent
-  TransferId next_transfer_ ABSL_GUARDED_BY(mutex_) = 1;
-  PeerId next_peer_ ABSL_GUARDED_BY(mutex_) = 1;
-  KvSenderStats stats_ ABSL_GUARDED_BY(mutex_);
+  mutable std::mutex mutex_;  // of what follows
+  absl::flat_hash_map<TransferId, std::unique_ptr<Transfer>> transfers_;
+  absl::flat_hash_map<PeerId, std::unique_ptr<PeerQueue>> peers_;
+  absl::flat_hash_map<std::string, PeerId> peer_of_endpoint_;
+  std::vector<Peer> new_peers_;
+  std::vector<TransferId> ended_;  // ready for on_sent
+  TransferId next_transfer_ = 1;
+  PeerId next_peer_ = 1;
+  KvSenderStats stats_;
 };
 
 // Makes the job's checksum.
