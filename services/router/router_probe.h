@@ -20,7 +20,7 @@ class RouterProbe {
  public:
   virtual ~RouterProbe() = default;
 
-  // Submit refused it; reason: queue_full, no_endpoint, draining or invalid.
+  // Submit refused it; reason: queue_full, timeout, no_endpoint, draining or invalid.
   virtual void OnRejected(absl::string_view reason) { (void)reason; }
   // A request that Submit took is over: OK, CANCELLED by the client, or the sink's error.
   virtual void OnRequestEnd(absl::StatusCode code, const Usage& usage, const Timings& timings) {
