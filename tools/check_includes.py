@@ -48,7 +48,7 @@ LEAF_MAY_INCLUDE = ["kernels", "services", "tests"]
 
 # First parts of quoted includes that are not ours.
 LIBRARIES = {
-    "absl", "benchmark", "boost", "CLI", "gmock", "google", "grpcpp", "gtest", "nlohmann", "openssl",
+    "absl", "benchmark", "boost", "CLI", "gmock", "google", "grpc", "grpcpp", "gtest", "nlohmann", "openssl",
     "prometheus", "sluice", "spdlog", "ucp", "yaml-cpp",
 }
 

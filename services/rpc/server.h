@@ -29,10 +29,14 @@ struct AdminHandlers {
       status;  // service, software and uptime are filled in for it
 };
 
+struct NamedService {
+  std::string name;                  // v1::Balancer::service_full_name(), for health
+  grpc::Service* service = nullptr;  // not owned; outlives the server
+};
+
 struct ServerOptions {
   std::string address;  // "127.0.0.1:9000"; port 0 takes a free one
-  // Not owned; outlive the server.
-  std::vector<grpc::Service*> services;
+  std::vector<NamedService> services;
   std::optional<AdminHandlers> admin;
   std::string role;  // router, prefill, ...: GetStatus tells it
   int message_bytes_max = 64 << 20;
@@ -41,7 +45,7 @@ struct ServerOptions {
 // From any thread.
 class Server {
  public:
-  // It is live and not ready at first. Unavailable when the address cannot be had.
+  // It is live, and not ready at first. Unavailable when the address cannot be had.
   static absl::StatusOr<std::unique_ptr<Server>> Start(ServerOptions options);
   // As Shutdown(0).
   ~Server();

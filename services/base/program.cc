@@ -1,0 +1,97 @@
+#include "services/base/program.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/base/status.h"
+#include "services/base/version.h"
+
+namespace sluice {
+namespace {
+
+absl::string_view BaseName(absl::string_view path) {
+  const size_t slash = path.rfind('/');
+  return slash == absl::string_view::npos ? path : path.substr(slash + 1);
+}
+
+void PrintUsage(absl::string_view program, std::initializer_list<absl::string_view> roles) {
+  const std::string text = absl::StrCat(
+      "usage: ", program, " --config FILE [--instance NAME]\n\n",
+      "One process of a Sluice cluster, of role ", absl::StrJoin(roles, " or "),
+      ". `sluice up -c FILE` starts all of a file.\n\n", "  --config FILE    the cluster file\n",
+      "  --instance NAME  which process of the file this is, such as ", *roles.begin(),
+      "-1; default: the first one\n", "  --version        what this is\n",
+      "  --help           this text\n\n",
+      "SIGTERM and Ctrl-C drain; a second one ends at once. Exit status 0, or 1 with a reason.\n");
+  std::fputs(text.c_str(), stdout);
+}
+
+}  // namespace
+
+absl::StatusOr<Program> StartProgram(int argc, char** argv,
+                                     std::initializer_list<absl::string_view> roles) {
+  const absl::string_view name = BaseName(argc > 0 ? argv[0] : "");
+  std::string path, instance;
+  for (int i = 1; i < argc; ++i) {
+    const absl::string_view argument = argv[i];
+    if (argument == "--help" || argument == "-h") {
+      PrintUsage(name, roles);
+      std::exit(0);
+    }
+    if (argument == "--version") {
+      std::printf("%s\n", std::string(SoftwareVersion()).c_str());
+      std::exit(0);
+    }
+    if (argument != "--config" && argument != "--instance") {
+      return absl::InvalidArgumentError(
+          absl::StrCat("unknown argument '", argument, "'; see ", name, " --help"));
+    }
+    if (i + 1 == argc) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(argument, " needs a value; see ", name, " --help"));
+    }
+    (argument == "--config" ? path : instance) = argv[++i];
+  }
+  if (path.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--config FILE is needed; see ", name, " --help"));
+  }
+  Program program;
+  SLUICE_ASSIGN_OR_RETURN(program.config, LoadClusterConfig(path));
+  const auto has_role = [&](const ProcessConfig& process) {
+    return std::find(roles.begin(), roles.end(), process.role) != roles.end();
+  };
+  if (instance.empty()) {
+    const std::vector<ProcessConfig> all = Processes(program.config);
+    const auto first = std::find_if(all.begin(), all.end(), has_role);
+    if (first == all.end()) {
+      return absl::NotFoundError(
+          absl::StrCat(path, " has no process of role ", absl::StrJoin(roles, " or ")));
+    }
+    program.process = *first;
+  } else {
+    SLUICE_ASSIGN_OR_RETURN(program.process, FindProcess(program.config, instance));
+    if (!has_role(program.process)) {
+      return absl::InvalidArgumentError(absl::StrCat("'", instance, "' has the role ",
+                                                     program.process.role, "; ", name, " runs ",
+                                                     absl::StrJoin(roles, " or ")));
+    }
+  }
+  SLUICE_RETURN_IF_ERROR(StartLogging({.format = program.config.logging.format,
+                                       .level = program.config.logging.level,
+                                       .process = std::string(name),
+                                       .instance = program.process.name}));
+  return program;
+}
+
+int ExitWith(const absl::Status& status) {
+  if (!status.ok()) LogError("ends", {{"reason", status.message()}});
+  StopLogging();
+  return status.ok() ? 0 : 1;
+}
+
+}  // namespace sluice
