@@ -54,14 +54,14 @@ struct AttachClient::Impl {
     std::string last_error;  // logged once until it changes
   };
 
-  Impl(AttachOptions options, AttachListener* listener);
+  Impl(AttachOptions options, RouterListener* listener);
   void Run();
   void StartStream(Peer* peer);
   void OnAttached(Stream* stream, const std::string& router);
   void OnDone(Stream* stream, const grpc::Status& status);
 
   const AttachOptions options;
-  AttachListener* const listener;
+  RouterListener* const listener;
   mutable std::mutex mutex;  // guards all below; never held while the listener is called
   std::condition_variable changed;
   std::vector<Peer> peers;
@@ -126,26 +126,31 @@ class AttachClient::Impl::Stream final
   }
 
   void OnReadDone(bool ok) override {
-    if (ok && !welcomed_ && !in_.has_welcome()) {
+    if (!ok) return EndReads();
+    if (!Take()) {
       context_.TryCancel();
-      ok = false;
-    }
-    if (!ok) {
-      {
-        const std::lock_guard lock(mutex_);
-        broken_ = true;
-      }
-      RemoveHold();
-      return;
-    }
-    if (!welcomed_) {
-      welcomed_ = true;
-      impl->OnAttached(this, in_.welcome().router());
-    } else {
-      impl->listener->OnMessage(id, std::move(in_));
+      return EndReads();
     }
     in_.Clear();
     StartRead(&in_);
+  }
+
+  // What was read; false: the stream is to end.
+  bool Take() {
+    if (welcomed_) return impl->listener->OnMessage(id, std::move(in_));
+    if (!in_.has_welcome()) return false;
+    welcomed_ = true;
+    impl->OnAttached(this, in_.welcome().router());
+    return true;
+  }
+
+  // No write is started after this, so that gRPC may end the call.
+  void EndReads() {
+    {
+      const std::lock_guard lock(mutex_);
+      broken_ = true;
+    }
+    RemoveHold();
   }
 
   void OnDone(const grpc::Status& status) override { impl->OnDone(this, status); }
@@ -179,7 +184,7 @@ class AttachClient::Impl::Stream final
   bool half_closed_ = false;
 };
 
-AttachClient::Impl::Impl(AttachOptions options_in, AttachListener* listener)
+AttachClient::Impl::Impl(AttachOptions options_in, RouterListener* listener)
     : options(std::move(options_in)), listener(listener), random(options.random_seed) {
   for (const std::string& address : options.routers) {
     peers.push_back({.address = address,
@@ -226,7 +231,7 @@ void AttachClient::Impl::OnAttached(Stream* stream, const std::string& router) {
     attached.emplace(stream->id, peer.stream);
   }
   LogInfo("attached", {{"router", router}, {"address", address}});
-  listener->OnAttached(stream->id, address);
+  listener->OnAttached(stream->id);
 }
 
 void AttachClient::Impl::OnDone(Stream* stream, const grpc::Status& status) {
@@ -252,14 +257,14 @@ void AttachClient::Impl::OnDone(Stream* stream, const grpc::Status& status) {
   if (tell) {
     LogWarn(was_attached ? "router lost" : "cannot attach", {{"address", address}, {"why", why}});
   }
-  if (was_attached) listener->OnGone(id, why);
+  if (was_attached) listener->OnGone(id);
   std::shared_ptr<Stream> last;  // the object goes when this function returns
   const std::lock_guard lock(mutex);
   last = std::move(peers[stream->peer].stream);
   changed.notify_all();  // under the lock: whoever waits may destroy this object next
 }
 
-AttachClient::AttachClient(AttachOptions options, AttachListener* listener)
+AttachClient::AttachClient(AttachOptions options, RouterListener* listener)
     : impl_(std::make_unique<Impl>(std::move(options), listener)) {
   impl_->thread = std::thread([impl = impl_.get()] { impl->Run(); });
 }

@@ -5,9 +5,8 @@
 // stream has a bounded queue: a router that lets it overflow loses its stream, so that a worker
 // never waits for a router.
 //
-// Threads: Send and SendToAll from any thread; they never block. The listener is called on gRPC's
-// threads; for one stream in order, OnAttached first and OnGone last, and must not block. This
-// header brings no gRPC header with it.
+// Threads: any. The listener is called on gRPC's threads. This header brings no gRPC header with
+// it.
 #pragma once
 
 #include <cstdint>
@@ -35,24 +34,15 @@ struct AttachOptions {
   uint64_t random_seed = 0;              // for the back-off
 };
 
-class AttachListener {
- public:
-  virtual ~AttachListener() = default;
-  virtual void OnAttached(RouterId router, const std::string& address) = 0;
-  virtual void OnMessage(RouterId router, v1::RouterMessage message) = 0;
-  virtual void OnGone(RouterId router, const absl::Status& status) = 0;
-};
-
 class AttachClient final : public RouterPort {
  public:
   // Begins to dial. `listener` must outlive the client.
-  AttachClient(AttachOptions options, AttachListener* listener);
+  AttachClient(AttachOptions options, RouterListener* listener);
   // Breaks what streams there are.
   ~AttachClient() override;
 
   void Send(RouterId router, v1::WorkerMessage message) override;
-  // Heartbeats.
-  void SendToAll(const v1::WorkerMessage& message);
+  void SendToAll(const v1::WorkerMessage& message) override;
   // Ends dialling, and the streams once what is queued has gone out, or breaks them after `grace`.
   void Close(absl::Duration grace);
 

@@ -99,6 +99,9 @@ class InstanceCore {
   void BeginDrain(absl::Time now);
   // Nothing is left: no attempt, no transfer, no page in quarantine.
   bool drained() const;
+  bool draining() const { return draining_; }
+  // Ok unless the engine has failed.
+  const absl::Status& failure() const { return failure_; }
 
   // All but `progress`.
   v1::Heartbeat MakeHeartbeat(absl::Time now) const;
@@ -109,7 +112,9 @@ class InstanceCore {
   // Attempts of decode legs that wait for KV or for StartDecode.
   int64_t num_waiting_kv() const { return num_waiting_kv_; }
   int64_t num_transfers() const { return static_cast<int64_t>(transfers_.size()); }
-  absl::Duration last_step() const { return last_step_; }
+  int64_t num_leases() const { return static_cast<int64_t>(leases_.size()); }  // waiting for KV
+  // The newest result's.
+  const StepTimes::Taken& last_step() const { return last_step_; }
   bool steps_in_flight() const { return step_times_.in_flight(); }
 
  private:
@@ -200,7 +205,7 @@ class InstanceCore {
   std::vector<Fence> fences_;
   absl::flat_hash_map<RouterId, uint64_t> kv_sequences_;  // of the last KvEvents to each router
   StepTimes step_times_;
-  absl::Duration last_step_;
+  StepTimes::Taken last_step_;
   uint64_t next_id_ = 1;
   uint64_t next_lease_ = 1;
   std::mt19937_64 random_;

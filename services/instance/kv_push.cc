@@ -53,10 +53,10 @@ void KvPush::Drop(uint64_t request) {
   sequences_.erase(request);
 }
 
-void KvPush::OnKvWritten(uint64_t number, int64_t layer) {
+void KvPush::OnKvWritten(uint64_t step, int64_t layer) {
   const std::lock_guard lock(mutex_);
   for (const Chunk& chunk : chunks_) {
-    if (chunk.step != number) continue;
+    if (chunk.step != step) continue;
     const auto it = sequences_.find(chunk.request);
     if (it == sequences_.end()) continue;
     it->second.ready[layer] = std::max(it->second.ready[layer], chunk.end);
@@ -64,7 +64,7 @@ void KvPush::OnKvWritten(uint64_t number, int64_t layer) {
   }
   if (layer + 1 < layers_) return;
   chunks_.erase(std::remove_if(chunks_.begin(), chunks_.end(),
-                               [&](const Chunk& chunk) { return chunk.step <= number; }),
+                               [&](const Chunk& chunk) { return chunk.step <= step; }),
                 chunks_.end());
 }
 

@@ -15,11 +15,12 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/types/span.h"
+#include "services/engine/layer_listener.h"
 #include "services/transport/kv_transfer.h"
 
 namespace sluice::instance {
 
-class KvPush {
+class KvPush final : public engine::LayerListener {
  public:
   // `sender` must outlive the object.
   KvPush(int64_t layers, transport::KvSender* sender);
@@ -36,8 +37,7 @@ class KvPush {
   // When it returns, nothing of the request is being handed over, and nothing will be.
   void Drop(uint64_t request);
 
-  // After the KV of a layer of a step has been written. Steps and layers come in order.
-  void OnKvWritten(uint64_t number, int64_t layer);
+  void OnKvWritten(uint64_t step, int64_t layer) override;
 
  private:
   struct Sequence {

@@ -14,7 +14,7 @@ void StepTimes::OnSubmit(absl::Time now, int64_t prompt_tokens) {
   steps_.push_back({now, prompt_tokens});
 }
 
-absl::Duration StepTimes::OnResult(absl::Time now) {
+StepTimes::Taken StepTimes::OnResult(absl::Time now) {
   const Step step = steps_.front();
   steps_.pop_front();
   // Submitted while the one before ran: it began when that one ended.
@@ -30,7 +30,7 @@ absl::Duration StepTimes::OnResult(absl::Time now) {
     const double rate = static_cast<double>(step.prompt_tokens) / absl::ToDoubleSeconds(duration);
     rate_ = rate_ == 0 ? rate : rate_ + kNewest * (rate - rate_);
   }
-  return duration;
+  return {duration, step.prompt_tokens};
 }
 
 absl::Duration StepTimes::longest(absl::Time now) const {

@@ -12,10 +12,16 @@ namespace sluice::instance {
 // Threads: one.
 class StepTimes {
  public:
+  // What a step took for itself alone, and the tokens of prompts in it.
+  struct Taken {
+    absl::Duration duration;
+    int64_t prompt_tokens = 0;
+  };
+
   // A step was handed to the engine, with so many tokens of prompts in it.
   void OnSubmit(absl::Time now, int64_t prompt_tokens);
-  // The oldest one has ended; gives the time that it alone took.
-  absl::Duration OnResult(absl::Time now);
+  // The oldest one has ended.
+  Taken OnResult(absl::Time now);
 
   bool in_flight() const { return !steps_.empty(); }
   // Of the last minute: between one and two of its halves are looked at.

@@ -1,0 +1,292 @@
+#include "services/instance/instance.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "services/base/log.h"
+
+namespace sluice::instance {
+namespace {
+
+// A pass at least so often: progress advances while nothing is to be done, fences are asked again.
+constexpr absl::Duration kIdlePass = absl::Milliseconds(250);
+constexpr absl::Duration kPublish = absl::Milliseconds(50);
+constexpr absl::Duration kRateWindow = absl::Seconds(1);
+
+}  // namespace
+
+transport::KvMemory KvMemoryOf(const engine::Engine& engine) {
+  const engine::KvCacheView view = engine.kv_cache();
+  return {.layout = {.layers = static_cast<int64_t>(view.layers.size()),
+                     .pages = view.pages,
+                     .page_rows = view.page_tokens,
+                     .row_bytes = view.row_bytes},
+          .layers = view.layers};
+}
+
+v1::Capacity CapacityOf(const engine::Engine& engine) {
+  const engine::EngineOptions& options = engine.options();
+  v1::Capacity capacity;
+  capacity.set_slots(static_cast<uint32_t>(options.slots_max));
+  capacity.set_kv_pages(static_cast<uint64_t>(options.kv_pages));
+  capacity.set_positions(static_cast<uint32_t>(options.positions_max));
+  capacity.set_step_tokens(static_cast<uint32_t>(options.step_tokens_max));
+  return capacity;
+}
+
+void Instance::Mailbox::Post(Event event) {
+  const std::lock_guard lock(mutex);
+  if (stopping) return;
+  events.push_back(std::move(event));
+  changed.notify_one();
+}
+
+Instance::Instance(const InstanceOptions& options, engine::Engine* engine,
+                   transport::KvTransport* transport, InstanceMetrics* metrics, const Clock* clock)
+    : options_(options), engine_(engine), metrics_(metrics), clock_(clock) {
+  CoreOptions core = options.core;
+  const engine::EngineOptions& sizes = engine->options();
+  core.scheduler = {.slots_max = sizes.slots_max,
+                    .step_tokens_max = sizes.step_tokens_max,
+                    .positions_max = sizes.positions_max,
+                    .kv_pages = sizes.kv_pages,
+                    .vocab_size = engine->config().vocab_size,
+                    .steps_in_flight_max = engine::Engine::kStepsInFlightMax,
+                    .requests_max = options.waiting_requests_max + sizes.slots_max};
+  core.layers = static_cast<int64_t>(engine->kv_cache().layers.size());
+  core_ = std::make_unique<InstanceCore>(core, MakePorts(transport));
+  engine->SetLayerListener(&core_->kv_push());
+  heartbeat_ = core_->MakeHeartbeat(clock->Now());
+}
+
+Instance::~Instance() {
+  Stop();
+  engine_->SetLayerListener(nullptr);
+}
+
+CorePorts Instance::MakePorts(transport::KvTransport* transport) {
+  CorePorts ports{.routers = &outbox_};
+  if (transport == nullptr) return ports;
+  ports.sender = &transport->sender();
+  ports.receiver = &transport->receiver();
+  ports.on_arrived = [mailbox = mailbox_](const transport::LeaseResult& result) {
+    mailbox->Post(result);
+  };
+  ports.on_sent = [mailbox = mailbox_](transport::TransferId transfer, const absl::Status& status) {
+    mailbox->Post(KvSent{transfer, status});
+  };
+  return ports;
+}
+
+void Instance::Start(RouterPort* routers) {
+  outbox_.port = routers;
+  loop_ = std::thread([this] { Loop(); });
+  waiter_ = std::thread([this] { WaitForSteps(); });
+  heart_ = std::thread([this] { SendHeartbeats(); });
+}
+
+void Instance::Stop() {
+  {
+    const std::lock_guard lock(mailbox_->mutex);
+    mailbox_->stopping = true;
+  }
+  mailbox_->changed.notify_all();
+  if (loop_.joinable()) loop_.join();
+  // Nothing is submitted any more; the engine finishes what it has.
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  if (waiter_.joinable()) waiter_.join();
+  if (heart_.joinable()) heart_.join();
+}
+
+// --- From outside ---
+
+void Instance::OnAttached(RouterId router) { mailbox_->Post(Attached{router}); }
+
+bool Instance::OnMessage(RouterId router, v1::RouterMessage message) {
+  {
+    const std::lock_guard lock(mailbox_->mutex);
+    if (mailbox_->events.size() >= options_.mailbox_max) return false;
+  }
+  mailbox_->Post(Message{router, std::move(message)});
+  return true;
+}
+
+void Instance::OnGone(RouterId router) { mailbox_->Post(Gone{router}); }
+
+void Instance::BeginDrain() { mailbox_->Post(Drain{}); }
+
+absl::Status Instance::WaitUntilDone(absl::Duration timeout) {
+  std::unique_lock lock(mutex_);
+  if (!changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout),
+                         [&] { return done_.has_value(); })) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("still at work after ", absl::FormatDuration(timeout)));
+  }
+  return *done_;
+}
+
+bool Instance::ready() const {
+  const std::lock_guard lock(mutex_);
+  return heartbeat_.ready();
+}
+
+v1::InstanceStatus Instance::status() const {
+  const std::lock_guard lock(mutex_);
+  return status_;
+}
+
+// --- The loop ---
+
+void Instance::Loop() {
+  std::deque<Event> events;
+  while (true) {
+    {
+      // Idle, it passes now and then; with attempts there are deadlines to keep.
+      const absl::Duration wait =
+          core_->num_attempts() > 0 || core_->draining() ? InstanceCore::kTick : kIdlePass;
+      std::unique_lock lock(mailbox_->mutex);
+      mailbox_->changed.wait_for(lock, absl::ToChronoNanoseconds(wait),
+                                 [&] { return mailbox_->stopping || !mailbox_->events.empty(); });
+      if (mailbox_->stopping) return;
+      events.swap(mailbox_->events);
+    }
+    const absl::Time now = clock_->Now();
+    for (Event& event : events) Handle(std::move(event), now);
+    events.clear();
+    core_->OnTick(now);
+    SubmitPlans(now);
+    if (!core_->steps_in_flight()) ++progress_;
+    Publish(now);
+  }
+}
+
+void Instance::Handle(Event event, absl::Time now) {
+  if (auto* message = std::get_if<Message>(&event)) {
+    core_->OnRouterMessage(message->router, message->message, now);
+  } else if (auto* step = std::get_if<StepDone>(&event)) {
+    OnStepDone(std::move(*step), now);
+  } else if (const auto* arrived = std::get_if<transport::LeaseResult>(&event)) {
+    if (metrics_ != nullptr && arrived->status.ok()) metrics_->OnKvReceived(arrived->duration);
+    core_->OnKvArrived(*arrived, now);
+  } else if (const auto* sent = std::get_if<KvSent>(&event)) {
+    core_->OnKvSent(sent->transfer, sent->status, now);
+  } else if (const auto* attached = std::get_if<Attached>(&event)) {
+    core_->OnRouterAttached(attached->router, now);
+  } else if (const auto* gone = std::get_if<Gone>(&event)) {
+    core_->OnRouterGone(gone->router, now);
+  } else {
+    LogInfo("draining", {{"attempts", core_->num_attempts()}});
+    core_->BeginDrain(now);
+  }
+}
+
+void Instance::OnStepDone(StepDone done, absl::Time now) {
+  if (failed_) return;
+  if (!done.status.ok()) return FailEngine(done.status, now);
+  const int64_t outputs = core_->counters().output_tokens;
+  core_->OnStepResult(done.result, now);
+  ++progress_;
+  ++steps_;
+  if (metrics_ != nullptr) {
+    metrics_->OnStep(core_->last_step().duration, core_->last_step().prompt_tokens,
+                     core_->counters().output_tokens - outputs);
+  }
+}
+
+void Instance::SubmitPlans(absl::Time now) {
+  while (!failed_) {
+    const engine::StepPlan* plan = core_->NextPlan(now);
+    if (plan == nullptr) return;
+    const absl::StatusOr<engine::StepHandle> handle = engine_->Submit(*plan);
+    if (!handle.ok()) return FailEngine(handle.status(), now);
+    {
+      const std::lock_guard lock(mutex_);
+      submitted_.push_back(*handle);
+    }
+    changed_.notify_all();
+  }
+}
+
+void Instance::FailEngine(const absl::Status& status, absl::Time now) {
+  LogError("the engine has failed", {{"status", status}});
+  failed_ = true;
+  core_->OnEngineFailed(status, now);
+}
+
+// What other threads may see of the core.
+void Instance::Publish(absl::Time now) {
+  const bool done = failed_ || core_->drained();
+  const bool due = now >= published_ + kPublish || core_->draining() != published_draining_;
+  if (!due && !done) return;
+  published_ = now;
+  published_draining_ = core_->draining();
+  const v1::Heartbeat heartbeat = core_->MakeHeartbeat(now);
+  if (metrics_ != nullptr) metrics_->Update(*core_, heartbeat);
+  const v1::Load& load = heartbeat.load();
+  const CoreCounters& sums = core_->counters();
+  const std::lock_guard lock(mutex_);
+  heartbeat_ = heartbeat;
+  status_.set_state(heartbeat.draining() ? "draining" : failed_ ? "dead" : "ready");
+  status_.set_running(load.running());
+  status_.set_waiting(load.waiting());
+  status_.set_slots(static_cast<uint32_t>(engine_->options().slots_max));
+  status_.set_kv_pages(static_cast<uint64_t>(engine_->options().kv_pages));
+  status_.set_kv_pages_free(load.kv_pages_free());
+  status_.set_kv_pages_cached(load.kv_pages_cached());
+  status_.set_kv_pages_quarantined(load.kv_pages_quarantined());
+  if (now >= rates_since_ + kRateWindow) {
+    const double seconds = absl::ToDoubleSeconds(now - rates_since_);
+    const auto rate = [&](int64_t sum, int64_t before) {
+      return static_cast<double>(sum - before) / seconds;
+    };
+    status_.set_prompt_tokens_per_second(
+        rate(sums.prompt_tokens_computed, rates_sums_.prompt_tokens_computed));
+    status_.set_output_tokens_per_second(rate(sums.output_tokens, rates_sums_.output_tokens));
+    rates_since_ = now;
+    rates_sums_ = sums;
+  }
+  if (done && !done_.has_value()) {
+    done_ = failed_ ? core_->failure() : absl::OkStatus();
+    changed_.notify_all();
+  }
+}
+
+// --- The other two threads ---
+
+void Instance::WaitForSteps() {
+  while (true) {
+    engine::StepHandle handle;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return stopping_ || !submitted_.empty(); });
+      if (submitted_.empty()) return;
+      handle = submitted_.front();
+      submitted_.pop_front();
+    }
+    StepDone done;
+    done.status = engine_->Wait(handle, absl::InfiniteDuration(), &done.result);
+    mailbox_->Post(std::move(done));
+  }
+}
+
+void Instance::SendHeartbeats() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    v1::WorkerMessage message;
+    *message.mutable_heartbeat() = heartbeat_;
+    message.mutable_heartbeat()->set_progress(progress_.load());
+    lock.unlock();
+    outbox_.SendToAll(message);
+    lock.lock();
+    changed_.wait_for(lock, absl::ToChronoNanoseconds(options_.heartbeat),
+                      [&] { return stopping_; });
+  }
+}
+
+}  // namespace sluice::instance
