@@ -14,7 +14,7 @@ KvEventsResult KvFollower::Apply(const sluice::v1::KvEvents& events) {
     waiting_ = false;
   } else if (waiting_) {
     return KvEventsResult::kWaiting;
-  } else if (events.sequence() != next_sequence_) {
+  } else if (next_sequence_ != events.sequence()) {
     waiting_ = true;
     return KvEventsResult::kGap;
   }

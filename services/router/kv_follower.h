@@ -1,7 +1,8 @@
 // Follows what one worker says about its prefix cache, and keeps the index to it.
 //
-// Until a snapshot has come, and after a gap in the sequence numbers, what is known stays as it is
-// and later events are left alone: the caller asks for a snapshot, and everything starts from it.
+// A worker begins with a snapshot. When it does not, and after a gap in the sequence numbers, what
+// is known stays as it is and later events are left alone until the snapshot that the caller asks
+// for has come.
 //
 // Threads: one. The index outlives it.
 #pragma once
@@ -32,8 +33,8 @@ class KvFollower {
  private:
   PrefixIndex* const index_;
   std::optional<int> slot_;
-  bool waiting_ = true;  // for a snapshot
-  uint64_t next_sequence_ = 0;
+  bool waiting_ = false;                   // for a snapshot
+  std::optional<uint64_t> next_sequence_;  // nothing before the first snapshot
 };
 
 }  // namespace sluice::router

@@ -179,6 +179,7 @@ TEST(KvFollowerTest, StartsFromASnapshotAndAsksForOneAfterAGap) {
     KvEventsResult want;
     uint32_t pages;
   } steps[] = {
+      {Events(6, false, Hashes(0, 2)), KvEventsResult::kGap, 0},
       {Events(7, false, Hashes(0, 2)), KvEventsResult::kWaiting, 0},
       {Events(8, true, Hashes(0, 3)), KvEventsResult::kSnapshot, 3},
       {Events(9, false, Hash(3)), KvEventsResult::kApplied, 4},

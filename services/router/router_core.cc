@@ -258,8 +258,6 @@ absl::Status RouterCore::Impl::OnWorkerHello(WorkerId id, const sluice::v1::Hell
   message.mutable_welcome()->set_router(options_.router);
   message.mutable_welcome()->set_incarnation(options_.incarnation);
   Send(id, std::move(message));
-  message.mutable_request_kv_snapshot();
-  Send(id, std::move(message));
   return absl::OkStatus();
 }
 

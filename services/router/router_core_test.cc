@@ -130,7 +130,6 @@ class RouterCoreTest : public testing::Test {
         std::string(role == v1::ROLE_PREFILL ? "prefill-" : "decode-") + std::to_string(worker);
     ASSERT_TRUE(core->OnWorkerHello(worker, HelloOf(name, role), now).ok());
     ASSERT_EQ(Next(worker).message_case(), RouterMessage::kWelcome);
-    ASSERT_EQ(Next(worker).message_case(), RouterMessage::kRequestKvSnapshot);
     Beat(worker);
   }
   void AttachPair() {
@@ -848,7 +847,6 @@ TEST_F(RouterCoreTest, AProcessThatDialsAgainReplacesItsOldStream) {
   const RequestId id = Decoding(&sink);
   ASSERT_TRUE(core->OnWorkerHello(9, HelloOf("decode-2", v1::ROLE_DECODE), now).ok());
   EXPECT_FALSE(sink.ended());
-  Next(9);
   Next(9);
   Beat(9);
   EXPECT_THAT(NextAdmits(kP, 9).output_ids(), ElementsAre(50));
