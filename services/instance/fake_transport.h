@@ -25,7 +25,7 @@ class FakeReceiver final : public transport::KvReceiver {
     leases.erase(lease);
     return absl::OkStatus();
   }
-  transport::KvReceiverStats stats() const override { return {}; }
+  transport::KvReceiverStats receiver_stats() const override { return {}; }
 
   // The lease's result, as the transport would report it.
   void Finish(uint64_t lease, absl::Status status = absl::OkStatus()) {
@@ -68,7 +68,7 @@ class FakeSender final : public transport::KvSender {
     const auto it = transfers.find(transfer);
     if (it != transfers.end()) it->second.aborted = true;
   }
-  transport::KvSenderStats stats() const override { return {}; }
+  transport::KvSenderStats sender_stats() const override { return {}; }
 
   void Finish(transport::TransferId transfer, const absl::Status& status = absl::OkStatus()) {
     const auto node = transfers.extract(transfer);
