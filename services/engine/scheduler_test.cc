@@ -7,141 +7,13 @@
 #include <map>
 #include <random>
 
-#include "kernels/ops/attention.h"
+#include "services/engine/paged_model.h"
 
 namespace sluice::engine {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-constexpr int64_t kVocab = 97;
-
-SchedulerOptions SmallOptions() {
-  return {.slots_max = 4,
-          .step_tokens_max = 100,
-          .positions_max = 1000,
-          .kv_pages = 40,
-          .vocab_size = kVocab};
-}
-
-Request MakeRequest(uint64_t id, int64_t prompt_length, int64_t max_tokens) {
-  Request request{.id = id};
-  for (int64_t i = 0; i < prompt_length; ++i) {
-    request.prompt.push_back(static_cast<int32_t>((id * 31 + i * 7) % kVocab));
-  }
-  request.sampling.max_tokens = max_tokens;
-  return request;
-}
-
-// The next token of a sequence, as the model below has it: depends on every token before it.
-int32_t NextToken(const std::vector<int32_t>& tokens) {
-  uint64_t hash = 17;
-  for (const int32_t token : tokens) hash = hash * 1000003 + token;
-  return static_cast<int32_t>(hash % kVocab);
-}
-
-// An engine whose KV rows hold the token written there: it reads sequences back from the pages, so
-// a plan that misplaces, shares or forgets a page gives other tokens. Runs steps only when they are
-// answered.
-class PagedModel {
- public:
-  explicit PagedModel(const SchedulerOptions& options)
-      : rows_(options.kv_pages * kPageTokens, -1),
-        sampled_(options.slots_max, -1),
-        options_(options) {}
-
-  StepResult Run(const StepPlan& plan) {
-    StepResult result{.number = plan.number};
-    int64_t tokens = 0;
-    std::vector<bool> slot_used(options_.slots_max, false);
-    for (const StepChunk& chunk : plan.chunks) {
-      EXPECT_FALSE(slot_used.at(chunk.slot)) << "two chunks for one slot";
-      slot_used[chunk.slot] = true;
-      tokens += chunk.tokens.size();
-      for (size_t i = 0; i < chunk.tokens.size(); ++i) {
-        const int32_t token =
-            chunk.tokens[i] == kSampledToken ? sampled_[chunk.slot] : chunk.tokens[i];
-        EXPECT_GE(token, 0);
-        rows_.at(RowOf(chunk, chunk.first_position + i)) = token;
-      }
-      if (chunk.sampling == nullptr) continue;
-      std::vector<int32_t> sequence;
-      const int64_t end = chunk.first_position + chunk.tokens.size();
-      for (int64_t position = 0; position < end; ++position) {
-        sequence.push_back(rows_.at(RowOf(chunk, position)));
-      }
-      sampled_[chunk.slot] = NextToken(sequence);
-      result.slots.push_back({chunk.slot, {{.token_id = sampled_[chunk.slot]}}});
-    }
-    EXPECT_LE(tokens, options_.step_tokens_max);
-    return result;
-  }
-
- private:
-  static size_t RowOf(const StepChunk& chunk, int64_t position) {
-    return chunk.pages.at(position / kPageTokens) * kPageTokens + position % kPageTokens;
-  }
-  std::vector<int32_t> rows_;
-  std::vector<int32_t> sampled_;
-  const SchedulerOptions options_;
-};
-
-struct Outcome {
-  std::vector<int32_t> tokens;
-  std::optional<FinishReason> finish;
-};
-
-// Drives a scheduler and a PagedModel as Generator does.
-class Driver {
- public:
-  explicit Driver(const SchedulerOptions& options) : scheduler(options), model_(options) {}
-
-  void Step() {
-    while (const StepPlan* plan = scheduler.NextPlan()) results_.push_back(model_.Run(*plan));
-    if (results_.empty()) return;
-    std::vector<TokenEvent> events;
-    scheduler.OnResult(results_.front(), &events);
-    results_.pop_front();
-    for (const TokenEvent& event : events) {
-      Outcome& outcome = outcomes[event.request_id];
-      EXPECT_FALSE(outcome.finish.has_value()) << "a token after the last one";
-      outcome.tokens.push_back(event.token.token_id);
-      outcome.finish = event.finish;
-    }
-  }
-  void RunAll() {
-    for (int steps = 0; !scheduler.idle(); ++steps) {
-      ASSERT_LT(steps, 100000) << "no progress";
-      Step();
-    }
-    EXPECT_EQ(scheduler.kv_pool().num_free(), scheduler.kv_pool().num_pages());
-  }
-
-  Scheduler scheduler;
-  std::map<uint64_t, Outcome> outcomes;
-
- private:
-  PagedModel model_;
-  std::deque<StepResult> results_;
-};
-
-std::vector<int32_t> Expected(const Request& request, int64_t positions_max) {
-  std::vector<int32_t> tokens = request.prompt;
-  tokens.insert(tokens.end(), request.output.begin(), request.output.end());
-  std::vector<int32_t> made;
-  int64_t outputs = request.output.size();
-  while (outputs < request.sampling.max_tokens &&
-         static_cast<int64_t>(tokens.size()) < positions_max) {
-    const int32_t token = NextToken(tokens);
-    tokens.push_back(token);
-    made.push_back(token);
-    ++outputs;
-    const auto& stops = request.sampling.stop_token_ids;
-    if (std::find(stops.begin(), stops.end(), token) != stops.end()) break;
-  }
-  return made;
-}
 
 TEST(SchedulerTest, RunsOneRequestToItsLength) {
   for (const int64_t steps_in_flight : {1, 2}) {
@@ -153,7 +25,7 @@ TEST(SchedulerTest, RunsOneRequestToItsLength) {
         const Request request = MakeRequest(7, prompt, max_tokens);
         ASSERT_TRUE(driver.scheduler.Add(request).ok());
         driver.RunAll();
-        EXPECT_EQ(driver.outcomes[7].tokens, Expected(request, options.positions_max))
+        EXPECT_EQ(driver.outcomes[7].tokens, ExpectedTokens(request, options.positions_max))
             << prompt << " " << max_tokens << " " << steps_in_flight;
         EXPECT_EQ(driver.outcomes[7].finish, FinishReason::kLength);
       }
@@ -174,19 +46,19 @@ TEST(SchedulerTest, EndsAtTheContextLimit) {
 
 TEST(SchedulerTest, EndsAtAStopTokenAndDropsWhatRanAhead) {
   Request request = MakeRequest(1, 10, 500);
-  const std::vector<int32_t> unstopped = Expected(request, 1000);
+  const std::vector<int32_t> unstopped = ExpectedTokens(request, 1000);
   request.sampling.stop_token_ids = {unstopped[20]};
   Driver driver(SmallOptions());
   ASSERT_TRUE(driver.scheduler.Add(request).ok());
   driver.RunAll();
-  EXPECT_EQ(driver.outcomes[1].tokens, Expected(request, 1000));
+  EXPECT_EQ(driver.outcomes[1].tokens, ExpectedTokens(request, 1000));
   EXPECT_EQ(driver.outcomes[1].tokens.back(), unstopped[20]);
   EXPECT_EQ(driver.outcomes[1].finish, FinishReason::kStop);
 }
 
 TEST(SchedulerTest, ContinuesAFormerAttempt) {
   Request request = MakeRequest(1, 70, 40);
-  const std::vector<int32_t> whole = Expected(request, 1000);
+  const std::vector<int32_t> whole = ExpectedTokens(request, 1000);
   request.output.assign(whole.begin(), whole.begin() + 15);
   Driver driver(SmallOptions());
   ASSERT_TRUE(driver.scheduler.Add(request).ok());
@@ -244,7 +116,7 @@ TEST(SchedulerTest, CancelledRequestsGiveEverythingBack) {
   driver.RunAll();
   EXPECT_EQ(driver.outcomes[1].tokens.size(), tokens_when_cancelled);
   for (uint64_t id : {2, 4, 5}) {
-    EXPECT_EQ(driver.outcomes[id].tokens, Expected(MakeRequest(id, 80, 100), 1000));
+    EXPECT_EQ(driver.outcomes[id].tokens, ExpectedTokens(MakeRequest(id, 80, 100), 1000));
   }
 }
 
@@ -301,7 +173,7 @@ TEST(SchedulerTest, RandomLoadsGiveEveryRequestItsTokens) {
     }
     driver.RunAll();
     for (const auto& [id, request] : requests) {
-      const std::vector<int32_t> expected = Expected(request, options.positions_max);
+      const std::vector<int32_t> expected = ExpectedTokens(request, options.positions_max);
       const std::vector<int32_t>& got = driver.outcomes[id].tokens;
       if (cancelled[id]) {
         ASSERT_LE(got.size(), expected.size());
@@ -330,6 +202,36 @@ TEST(SchedulerTest, APromptShortOfPagesIsNotOvertakenForever) {
   EXPECT_TRUE(driver.outcomes[2].finish.has_value()) << next_id << " requests came";
 }
 
+// Preempted while its token is being sampled, and then there is room at once.
+TEST(SchedulerTest, APreemptedRequestWaitsForItsTokenInFlight) {
+  SchedulerOptions options = SmallOptions();
+  options.kv_pages = 7;
+  options.step_tokens_max = 300;
+  Scheduler scheduler(options);
+  PagedModel model(options);
+  std::vector<TokenEvent> events;
+  Request held = MakeRequest(1, 192, 5);
+  held.leg = Leg::kPrefill;
+  ASSERT_TRUE(scheduler.Add(held).ok());
+  scheduler.OnResult(model.Run(*scheduler.NextPlan()), &events);
+  const Request preempted = MakeRequest(3, 130, 5);
+  ASSERT_TRUE(scheduler.Add(MakeRequest(2, 64, 5)).ok());
+  ASSERT_TRUE(scheduler.Add(preempted).ok());
+  const StepResult both = model.Run(*scheduler.NextPlan());
+  ASSERT_EQ(scheduler.NextPlan(), nullptr) << "2 wants a page, which 3 will give up";
+  EXPECT_EQ(scheduler.num_preemptions(), 1);
+  EXPECT_EQ(scheduler.Load().waiting_tokens, 130);
+  scheduler.ReleaseHeld(1);
+  ASSERT_TRUE(scheduler.Cancel(2).ok());
+  EXPECT_EQ(scheduler.NextPlan(), nullptr) << "the token of 3 is not known";
+  events.clear();
+  scheduler.OnResult(both, &events);
+  while (!scheduler.idle()) scheduler.OnResult(model.Run(*scheduler.NextPlan()), &events);
+  std::vector<int32_t> tokens;
+  for (const TokenEvent& event : events) tokens.push_back(event.token.token_id);
+  EXPECT_EQ(tokens, ExpectedTokens(preempted, options.positions_max));
+}
+
 TEST(SchedulerTest, PreemptsTheYoungestWhenPagesRunOut) {
   SchedulerOptions options = SmallOptions();
   options.kv_pages = 6;
@@ -340,7 +242,7 @@ TEST(SchedulerTest, PreemptsTheYoungestWhenPagesRunOut) {
   driver.RunAll();
   EXPECT_GT(driver.scheduler.num_preemptions(), 0);
   for (uint64_t id = 1; id <= 3; ++id) {
-    EXPECT_EQ(driver.outcomes[id].tokens, Expected(MakeRequest(id, 100, 200), 1000));
+    EXPECT_EQ(driver.outcomes[id].tokens, ExpectedTokens(MakeRequest(id, 100, 200), 1000));
   }
 }
 
