@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/strings/ascii.h"
 #include "services/base/log.h"
 #include "services/rpc/status.h"
 #include "sluice/v1/control.grpc.pb.h"
@@ -196,10 +197,11 @@ void AttachService::Impl::Attach(const std::shared_ptr<Stream>& stream, const v1
     return stream->Finish(rpc::ToGrpc(status));
   }
   stream->greeted = true;
-  LogInfo("worker attached", {{"worker", hello.instance()},
-                              {"role", v1::Role_Name(hello.role())},
-                              {"peer", stream->peer()},
-                              {"software", hello.software()}});
+  LogInfo("worker attached",
+          {{"worker", hello.instance()},
+           {"role", absl::AsciiStrToLower(v1::Role_Name(hello.role()).substr(sizeof("ROLE")))},
+           {"peer", stream->peer()},
+           {"software", hello.software()}});
 }
 
 void AttachService::Impl::OnDone(WorkerId id) {
