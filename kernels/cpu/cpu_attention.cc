@@ -11,47 +11,10 @@
 #include "kernels/cpu/mla_absorbed_amx.h"
 #include "kernels/cpu/mla_prompt.h"
 #include "kernels/cpu/mla_prompt_amx.h"
+#include "kernels/ops/checks.h"
 
 namespace sluice {
 namespace {
-
-absl::Status CheckDims(const MlaDims& dims) {
-  if (dims.num_heads >= 1 && dims.nope_dim >= 1 && dims.rope_dim >= 2 && dims.rope_dim % 2 == 0 &&
-      dims.v_dim >= 1 && dims.kv_lora_rank >= 1) {
-    return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("MLA dimensions: heads ", dims.num_heads, ", nope ", dims.nope_dim, ", rope ",
-                   dims.rope_dim, ", v ", dims.v_dim, ", kv_lora_rank ", dims.kv_lora_rank,
-                   "; all must be positive, rope even"));
-}
-
-absl::Status CheckCache(const MlaDims& dims, const TensorView& cache) {
-  const DType dtype = cache.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
-  SLUICE_RETURN_IF_ERROR(CheckTensor("cache", cache, dtype, {-1, kPageTokens, dims.kv_dim()}));
-  if (cache.row_stride != cache.row_elements()) {
-    return absl::InvalidArgumentError("cache: pages must be contiguous");
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckKvB(const MlaDims& dims, const WeightView& kv_b) {
-  const int64_t rows = int64_t{dims.num_heads} * (dims.nope_dim + dims.v_dim);
-  const bool known = kv_b.dtype == DType::kF32 || kv_b.dtype == DType::kBF16 ||
-                     kv_b.dtype == DType::kF16 ||
-                     (kv_b.dtype == DType::kF8E4M3 && kv_b.scales != nullptr);
-  if (kv_b.present() && known && kv_b.rows == rows && kv_b.cols == dims.kv_lora_rank) {
-    return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "kv_b: is ", DTypeName(kv_b.dtype), " [", kv_b.rows, ", ", kv_b.cols,
-      "], wanted a float type (F8_E4M3 with scales) [", rows, ", ", dims.kv_lora_rank, "]"));
-}
-
-absl::Status CheckQueries(const MlaDims& dims, const TensorView& q, const TensorView& out) {
-  SLUICE_RETURN_IF_ERROR(CheckTensor("q", q, DType::kF32, {-1, dims.num_heads * dims.q_dim()}));
-  return CheckTensor("out", out, DType::kF32, {q.rows(), dims.num_heads * dims.v_dim});
-}
 
 // The pages of positions [0, positions) exist.
 absl::Status CheckPages(const int32_t* pages, int64_t pages_max, int64_t positions,
@@ -69,18 +32,9 @@ absl::Status CheckPages(const int32_t* pages, int64_t pages_max, int64_t positio
   return absl::OkStatus();
 }
 
-absl::Status CheckCacheWrite(const MlaCacheWriteParams& params) {
-  const MlaDims& dims = params.dims;
-  SLUICE_RETURN_IF_ERROR(CheckDims(dims));
+// What the tensors hold lies in range.
+absl::Status CheckCacheWriteValues(const MlaCacheWriteParams& params) {
   const int64_t tokens = params.q.rows();
-  SLUICE_RETURN_IF_ERROR(
-      CheckTensor("q", params.q, DType::kF32, {-1, dims.num_heads * dims.q_dim()}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("kv_a", params.kv_a, DType::kF32, {tokens, dims.kv_dim()}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("kv_norm", params.kv_norm, DType::kF32, {dims.kv_lora_rank}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("cos_sin", params.cos_sin, DType::kF32, {-1, dims.rope_dim}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("positions", params.positions, DType::kI32, {tokens}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("kv_rows", params.kv_rows, DType::kI32, {tokens}));
-  SLUICE_RETURN_IF_ERROR(CheckCache(dims, params.cache));
   const int64_t cache_rows = params.cache.rows() * kPageTokens;
   for (int64_t token = 0; token < tokens; ++token) {
     const int32_t position = params.positions.As<int32_t>()[token];
@@ -97,15 +51,8 @@ absl::Status CheckCacheWrite(const MlaCacheWriteParams& params) {
   return absl::OkStatus();
 }
 
-absl::Status CheckAbsorbed(const MlaAbsorbedParams& params) {
-  SLUICE_RETURN_IF_ERROR(CheckDims(params.dims));
-  SLUICE_RETURN_IF_ERROR(CheckQueries(params.dims, params.q, params.out));
-  SLUICE_RETURN_IF_ERROR(CheckKvB(params.dims, params.kv_b));
-  SLUICE_RETURN_IF_ERROR(CheckCache(params.dims, params.cache));
+absl::Status CheckAbsorbedValues(const MlaAbsorbedParams& params) {
   const int64_t tokens = params.q.rows();
-  SLUICE_RETURN_IF_ERROR(CheckTensor("page_table", params.page_table, DType::kI32, {-1, -1}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("seq_of_token", params.seq_of_token, DType::kI32, {tokens}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("positions", params.positions, DType::kI32, {tokens}));
   for (int64_t token = 0; token < tokens; ++token) {
     const int32_t seq = params.seq_of_token.As<int32_t>()[token];
     if (seq < 0 || seq >= params.page_table.rows()) {
@@ -120,16 +67,7 @@ absl::Status CheckAbsorbed(const MlaAbsorbedParams& params) {
   return absl::OkStatus();
 }
 
-absl::Status CheckPrompt(const MlaPromptParams& params) {
-  SLUICE_RETURN_IF_ERROR(CheckDims(params.dims));
-  SLUICE_RETURN_IF_ERROR(CheckQueries(params.dims, params.q, params.out));
-  SLUICE_RETURN_IF_ERROR(CheckKvB(params.dims, params.kv_b));
-  SLUICE_RETURN_IF_ERROR(CheckCache(params.dims, params.cache));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("pages", params.pages, DType::kI32, {-1}));
-  if (params.first_position < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("first_position is ", params.first_position, ", wanted at least 0"));
-  }
+absl::Status CheckPromptValues(const MlaPromptParams& params) {
   if (params.q.rows() == 0) return absl::OkStatus();
   return CheckPages(params.pages.As<int32_t>(), params.pages.rows(),
                     params.first_position + params.q.rows(), params.cache.rows(),
@@ -194,7 +132,8 @@ class CpuAttentionOps final : public AttentionOps {
   }
 
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
-    SLUICE_RETURN_IF_ERROR(CheckCacheWrite(params));
+    SLUICE_RETURN_IF_ERROR(CheckMlaCacheWrite(params));
+    SLUICE_RETURN_IF_ERROR(CheckCacheWriteValues(params));
     const MlaDims& dims = params.dims;
     for (std::vector<float>& latent : latents_) {
       if (static_cast<int>(latent.size()) < dims.kv_dim()) latent.resize(dims.kv_dim());
@@ -206,7 +145,8 @@ class CpuAttentionOps final : public AttentionOps {
   }
 
   absl::Status MlaAbsorbed(const MlaAbsorbedParams& params, StreamId) override {
-    SLUICE_RETURN_IF_ERROR(CheckAbsorbed(params));
+    SLUICE_RETURN_IF_ERROR(CheckMlaAbsorbed(params));
+    SLUICE_RETURN_IF_ERROR(CheckAbsorbedValues(params));
     const MlaDims& dims = params.dims;
     const int64_t tokens = params.q.rows();
     if (tokens == 0) return absl::OkStatus();
@@ -246,7 +186,8 @@ class CpuAttentionOps final : public AttentionOps {
   }
 
   absl::Status MlaPrompt(const MlaPromptParams& params, StreamId) override {
-    SLUICE_RETURN_IF_ERROR(CheckPrompt(params));
+    SLUICE_RETURN_IF_ERROR(CheckMlaPrompt(params));
+    SLUICE_RETURN_IF_ERROR(CheckPromptValues(params));
     const MlaDims& dims = params.dims;
     const int64_t queries = params.q.rows();
     if (queries == 0) return absl::OkStatus();

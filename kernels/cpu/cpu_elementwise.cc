@@ -7,6 +7,7 @@
 #include "kernels/cpu/cpu_context.h"
 #include "kernels/cpu/fork.h"
 #include "kernels/cpu/row_kernels.h"
+#include "kernels/ops/checks.h"
 
 namespace sluice {
 namespace {
@@ -19,9 +20,7 @@ class CpuElementwiseOps final : public ElementwiseOps {
   absl::Status Embed(const EmbedParams& params, StreamId) override {
     const int64_t tokens = params.ids.rows();
     const int64_t hidden = params.table.cols;
-    SLUICE_RETURN_IF_ERROR(CheckTensor("ids", params.ids, DType::kI32, {tokens}));
-    SLUICE_RETURN_IF_ERROR(CheckTensor("out", params.out, DType::kF32, {tokens, hidden}));
-    SLUICE_RETURN_IF_ERROR(CheckTensor("resolved_ids", params.resolved_ids, DType::kI32, {tokens}));
+    SLUICE_RETURN_IF_ERROR(CheckEmbed(params));
     SLUICE_RETURN_IF_ERROR(ResolveIds(params));
     const int32_t* ids = params.resolved_ids.As<int32_t>();
     ForkIfWorth(pool_, tokens, hidden / 8, [&](int64_t token) {
@@ -34,9 +33,7 @@ class CpuElementwiseOps final : public ElementwiseOps {
 
   absl::Status RmsNorm(const RmsNormParams& params, StreamId) override {
     const int64_t width = params.weight.rows();
-    SLUICE_RETURN_IF_ERROR(CheckTensor("x", params.x, DType::kF32, {-1, width}));
-    SLUICE_RETURN_IF_ERROR(CheckTensor("weight", params.weight, DType::kF32, {width}));
-    SLUICE_RETURN_IF_ERROR(CheckTensor("out", params.out, DType::kF32, {params.x.rows(), width}));
+    SLUICE_RETURN_IF_ERROR(CheckRmsNorm(params));
     ForkIfWorth(pool_, params.x.rows(), width / 8, [&](int64_t row) {
       kernels_.rms_norm(params.x.Row<float>(row), params.weight.As<float>(), width, params.eps,
                         params.out.Row<float>(row));
@@ -45,11 +42,9 @@ class CpuElementwiseOps final : public ElementwiseOps {
   }
 
   absl::Status GatherRows(const GatherRowsParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckGatherRows(params));
     const int64_t count = params.rows.rows();
-    SLUICE_RETURN_IF_ERROR(CheckTensor("x", params.x, DType::kF32, {-1, -1}));
-    SLUICE_RETURN_IF_ERROR(CheckTensor("rows", params.rows, DType::kI32, {count}));
     const int64_t width = params.x.dims[1];
-    SLUICE_RETURN_IF_ERROR(CheckTensor("out", params.out, DType::kF32, {count, width}));
     const int32_t* rows = params.rows.As<int32_t>();
     for (int64_t i = 0; i < count; ++i) {
       if (rows[i] < 0 || rows[i] >= params.x.rows()) {

@@ -12,54 +12,15 @@
 #include "kernels/cpu/fork.h"
 #include "kernels/cpu/gate_row.h"
 #include "kernels/cpu/row_kernels.h"
+#include "kernels/ops/checks.h"
 
 namespace sluice {
 namespace {
 
-absl::Status CheckGate(const GateParams& params) {
-  SLUICE_RETURN_IF_ERROR(CheckTensor("logits", params.logits, DType::kF32, {-1, -1}));
-  const int64_t tokens = params.logits.rows();
-  const int64_t experts = params.logits.dims[1];
-  SLUICE_RETURN_IF_ERROR(CheckTensor("expert_ids", params.expert_ids, DType::kI32, {tokens, -1}));
-  const int64_t top_k = params.expert_ids.dims[1];
-  SLUICE_RETURN_IF_ERROR(
-      CheckTensor("expert_weights", params.expert_weights, DType::kF32, {tokens, top_k}));
-  if (params.bias.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(CheckTensor("bias", params.bias, DType::kF32, {experts}));
-  }
-  if (params.expert_load.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(CheckTensor("expert_load", params.expert_load, DType::kI64, {experts}));
-  }
-  const bool grouped = params.group_score != GroupScore::kNone;
-  if (grouped &&
-      (params.num_groups < 1 || params.num_groups > 256 || experts % params.num_groups != 0 ||
-       params.topk_groups < 1 || params.topk_groups > params.num_groups)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "gate: ", params.topk_groups, " of ", params.num_groups, " groups of ", experts,
-        " experts; wanted at most 256 equal groups, and between 1 and all of them kept"));
-  }
-  const int64_t reachable = grouped ? experts / params.num_groups * params.topk_groups : experts;
-  if (top_k < 1 || top_k > reachable) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("gate: top_k ", top_k, " of ", reachable, " experts within reach"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckPermute(const MoePermuteParams& params) {
-  SLUICE_RETURN_IF_ERROR(CheckTensor("x", params.x, DType::kF32, {-1, -1}));
+// What the tensors hold lies in range.
+absl::Status CheckPermuteValues(const MoePermuteParams& params) {
   const int64_t tokens = params.x.rows();
-  SLUICE_RETURN_IF_ERROR(CheckTensor("expert_ids", params.expert_ids, DType::kI32, {tokens, -1}));
   const int64_t top_k = params.expert_ids.dims[1];
-  SLUICE_RETURN_IF_ERROR(CheckTensor("slot_of_expert", params.slot_of_expert, DType::kI32, {-1}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("offsets", params.offsets, DType::kI32, {-1}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("pair_rows", params.pair_rows, DType::kI32, {tokens, top_k}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("rows_x", params.rows_x, DType::kF32, {-1, params.x.dims[1]}));
-  if (params.offsets.rows() < 1) return absl::InvalidArgumentError("offsets: empty");
-  if (params.rows_x.rows() < tokens * top_k) {
-    return absl::InvalidArgumentError(absl::StrCat("rows_x: ", params.rows_x.rows(), " rows for ",
-                                                   tokens, " tokens of ", top_k, " experts"));
-  }
   const int64_t experts = params.slot_of_expert.rows();
   const int64_t slots = params.offsets.rows() - 1;
   for (int64_t e = 0; e < experts; ++e) {
@@ -77,20 +38,6 @@ absl::Status CheckPermute(const MoePermuteParams& params) {
             absl::StrCat("expert_ids[", token, ", ", k, "] is ", expert, ", there are ", experts));
       }
     }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckCombine(const MoeCombineParams& params) {
-  SLUICE_RETURN_IF_ERROR(CheckTensor("out", params.out, DType::kF32, {-1, -1}));
-  const int64_t tokens = params.out.rows();
-  const int64_t hidden = params.out.dims[1];
-  SLUICE_RETURN_IF_ERROR(CheckTensor("rows", params.rows, DType::kF32, {-1, hidden}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("pair_rows", params.pair_rows, DType::kI32, {tokens, -1}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("expert_weights", params.expert_weights, DType::kF32,
-                                     {tokens, params.pair_rows.dims[1]}));
-  if (params.shared.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(CheckTensor("shared", params.shared, DType::kF32, {tokens, hidden}));
   }
   return absl::OkStatus();
 }
@@ -147,7 +94,8 @@ class CpuMoeOps final : public MoeOps {
 
   // A counting sort: rows of a slot come out in order of token.
   absl::Status Permute(const MoePermuteParams& params, StreamId) override {
-    SLUICE_RETURN_IF_ERROR(CheckPermute(params));
+    SLUICE_RETURN_IF_ERROR(CheckMoePermute(params));
+    SLUICE_RETURN_IF_ERROR(CheckPermuteValues(params));
     const int64_t tokens = params.x.rows();
     const int64_t hidden = params.x.dims[1];
     const int64_t top_k = params.expert_ids.dims[1];
@@ -184,7 +132,7 @@ class CpuMoeOps final : public MoeOps {
   }
 
   absl::Status Combine(const MoeCombineParams& params, StreamId) override {
-    SLUICE_RETURN_IF_ERROR(CheckCombine(params));
+    SLUICE_RETURN_IF_ERROR(CheckMoeCombine(params));
     const int64_t hidden = params.out.dims[1];
     const int64_t top_k = params.pair_rows.dims[1];
     ForkIfWorth(pool_, params.out.rows(), hidden / 8 * (top_k + 2), [&](int64_t token) {

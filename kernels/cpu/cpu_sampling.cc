@@ -8,6 +8,7 @@
 #include "kernels/base/status.h"
 #include "kernels/cpu/cpu_context.h"
 #include "kernels/cpu/sample_row.h"
+#include "kernels/ops/checks.h"
 
 namespace sluice {
 namespace {
@@ -61,42 +62,6 @@ absl::Status CheckRow(const SampleParams& params, int64_t index) {
   return absl::OkStatus();
 }
 
-absl::Status Check(const SampleParams& params) {
-  SLUICE_RETURN_IF_ERROR(CheckTensor("logits", params.logits, DType::kF32, {-1, -1}));
-  const int64_t rows = params.logits.rows();
-  const int64_t vocab = params.logits.dims[1];
-  SLUICE_RETURN_IF_ERROR(CheckTensor("tokens", params.tokens, DType::kI32, {rows}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("tokens_by_slot", params.tokens_by_slot, DType::kI32, {-1}));
-  const int64_t slots = params.tokens_by_slot.rows();
-  if (params.bias_ids.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(CheckTensor("bias_ids", params.bias_ids, DType::kI32, {-1}));
-    SLUICE_RETURN_IF_ERROR(
-        CheckTensor("bias_values", params.bias_values, DType::kF32, {params.bias_ids.rows()}));
-  }
-  if (params.banned_ids.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(CheckTensor("banned_ids", params.banned_ids, DType::kI32, {-1}));
-  }
-  if (params.prompt_mask.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(
-        CheckTensor("prompt_mask", params.prompt_mask, DType::kU8, {slots, vocab}));
-  }
-  if (params.output_counts.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(
-        CheckTensor("output_counts", params.output_counts, DType::kI32, {slots, vocab}));
-  }
-  if (params.logprobs.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(CheckTensor("logprobs", params.logprobs, DType::kF32, {rows}));
-  }
-  if (params.top_ids.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(CheckTensor("top_ids", params.top_ids, DType::kI32, {rows, -1}));
-    SLUICE_RETURN_IF_ERROR(CheckTensor("top_logprobs", params.top_logprobs, DType::kF32,
-                                       {rows, params.top_ids.dims[1]}));
-  }
-  if (rows > 0 && vocab == 0) return absl::InvalidArgumentError("logits: empty vocabulary");
-  for (int64_t row = 0; row < rows; ++row) SLUICE_RETURN_IF_ERROR(CheckRow(params, row));
-  return absl::OkStatus();
-}
-
 class CpuSamplingOps final : public SamplingOps {
  public:
   explicit CpuSamplingOps(const CpuContext& context) : pool_(context.pool) {
@@ -105,7 +70,10 @@ class CpuSamplingOps final : public SamplingOps {
   }
 
   absl::Status Sample(const SampleParams& params, StreamId) override {
-    SLUICE_RETURN_IF_ERROR(Check(params));
+    SLUICE_RETURN_IF_ERROR(CheckSample(params));
+    for (int64_t row = 0; row < params.logits.rows(); ++row) {
+      SLUICE_RETURN_IF_ERROR(CheckRow(params, row));
+    }
     pool_.ParallelFor(params.logits.rows(),
                       [&](int64_t row, int worker) { SampleOne(params, row, samplers_[worker]); });
     return absl::OkStatus();

@@ -6,6 +6,7 @@
 #include "kernels/base/status.h"
 #include "kernels/cpu/linear_exact.h"
 #include "kernels/cpu/linear_fast.h"
+#include "kernels/ops/checks.h"
 
 namespace sluice {
 namespace {
@@ -34,23 +35,7 @@ WeightRows Skip(const WeightRows& w, int64_t rows) {
   return rest;
 }
 
-absl::Status CheckWeight(absl::string_view what, const WeightView& w, int64_t rows, int64_t cols) {
-  if (w.rows != rows || w.cols != cols) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": is [", w.rows, ", ", w.cols, "], wanted [", rows, ", ", cols, "]"));
-  }
-  if (w.dtype != DType::kF32 && w.dtype != DType::kBF16 && w.dtype != DType::kF16 &&
-      w.dtype != DType::kF8E4M3) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": is ", DTypeName(w.dtype), ", wanted F32, BF16, F16 or F8_E4M3"));
-  }
-  if (w.data == nullptr && rows * cols > 0) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": null data"));
-  }
-  if (rows > 1 && w.row_stride < cols) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": row stride ", w.row_stride, " is less than ", cols, " columns"));
-  }
+absl::Status CheckScaleBlock(absl::string_view what, const WeightView& w) {
   if (w.scales != nullptr && (w.scale_block < 1 || w.scale_block > kScaleBlockMax)) {
     return absl::InvalidArgumentError(
         absl::StrCat(what, ": scale block ", w.scale_block, ", wanted 1 to ", kScaleBlockMax));
@@ -73,10 +58,6 @@ const Item& Owner(const std::vector<Item>& items, int64_t index, int64_t Item::*
   return *(after - 1);
 }
 
-absl::Status CheckGroupCount(const TensorView& offsets, size_t weights) {
-  return CheckTensor("offsets", offsets, DType::kI32, {static_cast<int64_t>(weights) + 1});
-}
-
 }  // namespace
 
 CpuLinearOps::CpuLinearOps(const CpuContext& context)
@@ -96,10 +77,8 @@ CpuLinearOps::CpuLinearOps(const CpuContext& context)
 }
 
 absl::Status CpuLinearOps::Linear(const LinearParams& params, StreamId) {
-  const int64_t k = params.w.cols, n = params.w.rows;
-  SLUICE_RETURN_IF_ERROR(CheckTensor("x", params.x, DType::kF32, {-1, k}));
-  SLUICE_RETURN_IF_ERROR(CheckWeight("w", params.w, n, k));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("out", params.out, DType::kF32, {params.x.rows(), n}));
+  SLUICE_RETURN_IF_ERROR(CheckLinear(params));
+  SLUICE_RETURN_IF_ERROR(CheckScaleBlock("w", params.w));
   products_.clear();
   Add(params.x, 0, params.x.rows(), params.w, nullptr, params.out, params.accumulate,
       params.precision);
@@ -108,11 +87,9 @@ absl::Status CpuLinearOps::Linear(const LinearParams& params, StreamId) {
 }
 
 absl::Status CpuLinearOps::GatedLinear(const GatedLinearParams& params, StreamId) {
-  const int64_t k = params.gate.cols, n = params.gate.rows;
-  SLUICE_RETURN_IF_ERROR(CheckTensor("x", params.x, DType::kF32, {-1, k}));
-  SLUICE_RETURN_IF_ERROR(CheckWeight("gate", params.gate, n, k));
-  SLUICE_RETURN_IF_ERROR(CheckWeight("up", params.up, n, k));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("out", params.out, DType::kF32, {params.x.rows(), n}));
+  SLUICE_RETURN_IF_ERROR(CheckGatedLinear(params));
+  SLUICE_RETURN_IF_ERROR(CheckScaleBlock("gate", params.gate));
+  SLUICE_RETURN_IF_ERROR(CheckScaleBlock("up", params.up));
   products_.clear();
   Add(params.x, 0, params.x.rows(), params.gate, &params.up, params.out, false,
       Precision::kBackend);
@@ -121,18 +98,14 @@ absl::Status CpuLinearOps::GatedLinear(const GatedLinearParams& params, StreamId
 }
 
 absl::Status CpuLinearOps::GroupedLinear(const GroupedLinearParams& params, StreamId) {
-  SLUICE_RETURN_IF_ERROR(CheckGroupCount(params.offsets, params.weights.size()));
+  SLUICE_RETURN_IF_ERROR(CheckGroupedLinear(params));
   SLUICE_RETURN_IF_ERROR(AddGroups(params.x, params.offsets, params.out, params.weights, {}));
   Run();
   return absl::OkStatus();
 }
 
 absl::Status CpuLinearOps::GroupedGatedLinear(const GroupedGatedLinearParams& params, StreamId) {
-  SLUICE_RETURN_IF_ERROR(CheckGroupCount(params.offsets, params.gates.size()));
-  if (params.ups.size() != params.gates.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("ups: ", params.ups.size(), " matrices, wanted ",
-                                                   params.gates.size(), " as in gates"));
-  }
+  SLUICE_RETURN_IF_ERROR(CheckGroupedGatedLinear(params));
   SLUICE_RETURN_IF_ERROR(AddGroups(params.x, params.offsets, params.out, params.gates, params.ups));
   Run();
   return absl::OkStatus();
@@ -144,8 +117,6 @@ absl::Status CpuLinearOps::AddGroups(const TensorView& x, const TensorView& offs
   products_.clear();
   if (weights.empty()) return absl::OkStatus();
   const int64_t k = weights[0].cols, n = weights[0].rows;
-  SLUICE_RETURN_IF_ERROR(CheckTensor("x", x, DType::kF32, {-1, k}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("out", out, DType::kF32, {x.rows(), n}));
   const int32_t* const begin = offsets.As<int32_t>();
   if (begin[0] != 0) {
     return absl::InvalidArgumentError(absl::StrCat("offsets[0]: is ", begin[0], ", wanted 0"));
@@ -156,9 +127,14 @@ absl::Status CpuLinearOps::AddGroups(const TensorView& x, const TensorView& offs
                                                      ", wanted ", begin[g], " to ", x.rows()));
     }
     if (begin[g + 1] == begin[g]) continue;
-    SLUICE_RETURN_IF_ERROR(CheckWeight(absl::StrCat("weights[", g, "]"), weights[g], n, k));
-    if (!ups.empty())
-      SLUICE_RETURN_IF_ERROR(CheckWeight(absl::StrCat("ups[", g, "]"), ups[g], n, k));
+    const std::string name = absl::StrCat("weights[", g, "]");
+    SLUICE_RETURN_IF_ERROR(CheckWeight(name, weights[g], n, k));
+    SLUICE_RETURN_IF_ERROR(CheckScaleBlock(name, weights[g]));
+    if (!ups.empty()) {
+      const std::string up_name = absl::StrCat("ups[", g, "]");
+      SLUICE_RETURN_IF_ERROR(CheckWeight(up_name, ups[g], n, k));
+      SLUICE_RETURN_IF_ERROR(CheckScaleBlock(up_name, ups[g]));
+    }
     Add(x, begin[g], begin[g + 1], weights[g], ups.empty() ? nullptr : &ups[g], out, false,
         Precision::kBackend);
   }

@@ -25,30 +25,10 @@
 
 #include "absl/status/status.h"
 #include "kernels/base/tensor_view.h"
+#include "kernels/ops/sampling_row.h"
 #include "kernels/ops/stream.h"
 
 namespace sluice {
-
-// What one row wants. Plain data; an array of these lies on the device.
-struct SamplingRow {
-  float temperature = 1.0f;
-  float top_p = 1.0f;               // 1: off
-  float min_p = 0.0f;               // 0: off
-  int32_t top_k = 0;                // 0: off
-  float repetition_penalty = 1.0f;  // 1: off
-  float presence_penalty = 0.0f;
-  float frequency_penalty = 0.0f;
-  uint64_t seed = 0;
-  int32_t position = 0;    // index of this token among the outputs of its request: 0, 1, …
-  int32_t slot = 0;        // row of tokens_by_slot and of the two count tables
-  int32_t bias_begin = 0;  // logit_bias entries [bias_begin, bias_end)
-  int32_t bias_end = 0;
-  int32_t banned_begin = 0;  // banned tokens [banned_begin, banned_end)
-  int32_t banned_end = 0;
-  int32_t num_logprobs = -1;  // -1: none asked for; 0: of the sampled token; n: and of the n best
-  // Adds the sampled token to output_counts[slot], when penalties are on for this request.
-  bool counts_tokens = false;
-};
 
 struct SampleParams {
   TensorView logits;                  // f32 [R, vocab]; overwritten
