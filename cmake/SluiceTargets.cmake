@@ -17,11 +17,11 @@ add_custom_target(sluice_tests)
 add_custom_target(sluice_benchmarks)
 add_custom_target(sluice_fuzzers)
 
-add_compile_options(-Wall -Wextra -Werror -fno-strict-aliasing)
+add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-fno-strict-aliasing>")
 # Parameter structs are filled by name; what is left out has its default.
-add_compile_options(-Wno-missing-field-initializers)
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Wno-missing-field-initializers>)
 # Products and sums are fused only where the source says so: results must not depend on the compiler's mood.
-add_compile_options(-ffp-contract=off)
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   add_compile_options(-Wthread-safety)
 endif()

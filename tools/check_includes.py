@@ -23,6 +23,8 @@ ALLOWED = {
     "kernels/base": [],
     "kernels/ops": ["kernels/base"],
     "kernels/cpu": ["kernels/ops", "kernels/base"],
+    "kernels/cuda": ["kernels/ops", "kernels/base"],
+    "kernels/backends": ["kernels/cpu", "kernels/cuda", "kernels/ops", "kernels/base"],
     "services/base": ["kernels/base"],
     "services/model": ["services/base", "kernels/base"],
     "services/engine": ["services/model", "services/base", "kernels/ops", "kernels/base"],

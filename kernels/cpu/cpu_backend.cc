@@ -45,6 +45,8 @@ class CpuBackend final : public Backend {
   MoeOps& moe() override { return *moe_; }
   SamplingOps& sampling() override { return *sampling_; }
 
+  bool reads_host_memory() const override { return true; }
+
   absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, const std::string& what) override {
     const size_t machine_bytes =
         static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));

@@ -37,6 +37,9 @@ class Backend {
   virtual MoeOps& moe() = 0;
   virtual SamplingOps& sampling() = 0;
 
+  // Whether ops may be given views of host memory as well. Where not, weights are copied first.
+  virtual bool reads_host_memory() const = 0;
+
   // ResourceExhausted, naming `what`, when the device has no room.
   virtual absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, const std::string& what) = 0;
 

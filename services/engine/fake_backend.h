@@ -35,6 +35,8 @@ class FakeBackend : public Backend,
   MoeOps& moe() override { return *this; }
   SamplingOps& sampling() override { return *this; }
 
+  bool reads_host_memory() const override { return true; }
+
   absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, const std::string& what) override {
     if (what == fail_allocation_) return absl::ResourceExhaustedError("no room for " + what);
     auto memory = std::make_shared<AlignedBuffer>(bytes);

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "services/engine/device_weights.h"
 #include "services/model/rope.h"
 
 namespace sluice::engine {
@@ -49,6 +50,9 @@ ForwardPass::ForwardPass(const model::ModelConfig& config,
 absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(
     const model::ModelConfig& config, std::shared_ptr<const model::ModelWeights> weights,
     Backend* backend, const ForwardLimits& limits) {
+  if (!backend->reads_host_memory()) {
+    SLUICE_ASSIGN_OR_RETURN(weights, CopyWeightsToDevice(*weights, backend));
+  }
   std::unique_ptr<ForwardPass> pass(new ForwardPass(config, std::move(weights), backend, limits));
   SLUICE_RETURN_IF_ERROR(pass->AllocateMemory());
   return pass;

@@ -17,6 +17,7 @@ namespace sluice::instance {
 struct ModelSource {
   std::string dir;
   std::string numerics = "exact";           // exact, fast
+  std::string device = "cpu";             // cpu, cuda, cuda:N
   int threads = 0;                          // 0: one per core
   std::string load_format = "safetensors";  // safetensors, dummy
   uint64_t dummy_seed = 0;                  // for dummy
@@ -31,7 +32,7 @@ struct LoadedModel {
   engine::EngineOptions engine_options;  // numerics filled in; sizes are the program's
 };
 
-// `backend` was made with the source's threads and numerics. Shows progress on stderr.
+// `backend` is the one that the source names. Shows progress on stderr.
 absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr<Backend> backend);
 
 // Bytes of KV of one token, all layers.

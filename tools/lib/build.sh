@@ -12,6 +12,15 @@ configure() {
   fi
 }
 
+# Puts nvcc on the PATH if CUDA is installed in its usual place. False where there is none.
+find_nvcc() {
+  [[ ! -x /usr/local/cuda/bin/nvcc ]] || PATH=$PATH:/usr/local/cuda/bin
+  command -v nvcc >/dev/null || {
+    say "no nvcc here: the CUDA kernels are not compiled"
+    return 1
+  }
+}
+
 # build_targets PRESET TARGET...
 build_targets() {
   local preset=$1 dir=$root/build/$1

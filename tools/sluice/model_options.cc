@@ -8,8 +8,8 @@
 #include "CLI/Config.hpp"
 #include "CLI/Formatter.hpp"
 #include "absl/strings/str_cat.h"
+#include "kernels/backends/make_backend.h"
 #include "kernels/base/status.h"
-#include "kernels/cpu/cpu_backend.h"
 
 namespace sluice::cli {
 
@@ -24,6 +24,8 @@ void AddModelOptions(CLI::App* command, ModelOptions* options) {
       ->check(CLI::IsMember({"exact", "fast"}))
       ->capture_default_str()
       ->option_text("exact|fast [exact]");
+  command->add_option("--device", options->device, "cpu, cuda or cuda:N")
+      ->option_text("NAME [cpu]");
   command->add_option("--threads", options->threads, "0: one per core")
       ->check(CLI::Range(0, 1024))
       ->option_text("N [0]");
@@ -52,8 +54,9 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   }
   SLUICE_ASSIGN_OR_RETURN(
       std::unique_ptr<Backend> backend,
-      MakeCpuBackend({.threads = options.threads,
-                      .numerics = options.exact() ? Numerics::kExact : Numerics::kFast}));
+      MakeBackend({.device = options.device,
+                   .threads = options.threads,
+                   .numerics = options.exact() ? Numerics::kExact : Numerics::kFast}));
   std::fprintf(stderr, "%s\n", backend->Describe().c_str());
   SLUICE_ASSIGN_OR_RETURN(static_cast<instance::LoadedModel&>(loaded),
                           instance::LoadModel(options, std::move(backend)));

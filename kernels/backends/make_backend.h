@@ -1,0 +1,22 @@
+// The one place that knows every backend: programs ask here for the one their options name.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/ops/backend.h"
+
+namespace sluice {
+
+struct BackendOptions {
+  std::string device = "cpu";  // "cpu", "cuda" (GPU 0) or "cuda:N"
+  int threads = 0;             // CPU alone; 0: one per core
+  Numerics numerics = Numerics::kExact;
+};
+
+// InvalidArgument for a device that there is no name for; otherwise as the backend's own factory.
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);
+
+}  // namespace sluice

@@ -1,0 +1,97 @@
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status.h"
+#include "kernels/cuda/cuda_context.h"
+#include "kernels/ops/checks.h"
+
+namespace sluice {
+namespace {
+
+constexpr int64_t kSharedBytesMax = 227 * 1024;  // of one block, on Hopper
+
+cuda::MlaShape ToShape(const MlaDims& dims) {
+  return {dims.num_heads, dims.nope_dim, dims.rope_dim, dims.v_dim, dims.kv_lora_rank};
+}
+
+absl::Status CheckFits(const MlaDims& dims) {
+  const int64_t bytes = cuda::AbsorbedSharedBytes(ToShape(dims));
+  if (bytes <= kSharedBytesMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("kv_lora_rank ", dims.kv_lora_rank, " needs ",
+                                                 bytes, " bytes of shared memory, a block has ",
+                                                 kSharedBytesMax));
+}
+
+class CudaAttentionOps final : public AttentionOps {
+ public:
+  explicit CudaAttentionOps(const CudaContext& context) : context_(context) {}
+
+  absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckMlaCacheWrite(params));
+    return CudaStatus(cuda::LaunchCacheWrite({.shape = ToShape(params.dims),
+                                              .q = params.q.As<float>(),
+                                              .q_stride = params.q.row_stride,
+                                              .kv_a = params.kv_a.As<float>(),
+                                              .kv_a_stride = params.kv_a.row_stride,
+                                              .kv_norm = params.kv_norm.As<float>(),
+                                              .eps = params.eps,
+                                              .cos_sin = params.cos_sin.As<float>(),
+                                              .positions = params.positions.As<int32_t>(),
+                                              .kv_rows = params.kv_rows.As<int32_t>(),
+                                              .tokens = static_cast<int32_t>(params.q.rows()),
+                                              .cache = params.cache.data,
+                                              .cache_bf16 = params.cache.dtype == DType::kBF16},
+                                             context_.stream),
+                      "writing the KV cache");
+  }
+
+  absl::Status MlaAbsorbed(const MlaAbsorbedParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckMlaAbsorbed(params));
+    SLUICE_RETURN_IF_ERROR(CheckFits(params.dims));
+    cuda::AbsorbedArgs args = Args(params.dims, params.q, params.kv_b, params.cache, params.out);
+    args.page_table = params.page_table.As<int32_t>();
+    args.page_table_stride = params.page_table.row_stride;
+    args.seq_of_token = params.seq_of_token.As<int32_t>();
+    args.positions = params.positions.As<int32_t>();
+    args.scale = params.scale;
+    return CudaStatus(cuda::LaunchAbsorbed(args, context_.stream), "absorbed attention");
+  }
+
+  // The absorbed form gives the same numbers; for every geometry one kernel is enough.
+  absl::Status MlaPrompt(const MlaPromptParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckMlaPrompt(params));
+    SLUICE_RETURN_IF_ERROR(CheckFits(params.dims));
+    cuda::AbsorbedArgs args = Args(params.dims, params.q, params.kv_b, params.cache, params.out);
+    args.page_table = params.pages.As<int32_t>();
+    args.first_position = params.first_position;
+    args.scale = params.scale;
+    return CudaStatus(cuda::LaunchAbsorbed(args, context_.stream), "prompt attention");
+  }
+
+ private:
+  static cuda::AbsorbedArgs Args(const MlaDims& dims, const TensorView& q, const WeightView& kv_b,
+                                 const TensorView& cache, const TensorView& out) {
+    cuda::AbsorbedArgs args{};
+    args.shape = ToShape(dims);
+    args.q = q.As<float>();
+    args.q_stride = q.row_stride;
+    args.kv_b = ToWeight(kv_b);
+    args.element = ToElement(kv_b.dtype);
+    args.cache = cache.data;
+    args.cache_bf16 = cache.dtype == DType::kBF16;
+    args.tokens = static_cast<int32_t>(q.rows());
+    args.out = out.As<float>();
+    args.out_stride = out.row_stride;
+    return args;
+  }
+
+  const CudaContext& context_;
+};
+
+}  // namespace
+
+std::unique_ptr<AttentionOps> MakeCudaAttentionOps(const CudaContext& context) {
+  return std::make_unique<CudaAttentionOps>(context);
+}
+
+}  // namespace sluice

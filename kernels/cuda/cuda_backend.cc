@@ -1,0 +1,115 @@
+#include "kernels/cuda/cuda_backend.h"
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status.h"
+#include "kernels/cuda/cuda_context.h"
+
+namespace sluice {
+
+absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string message =
+      absl::StrCat(what, ": CUDA says ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(message);
+  return absl::InternalError(message);
+}
+
+namespace {
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const CudaContext& context, std::string name)
+      : context_(context),
+        name_(std::move(name)),
+        linear_(MakeCudaLinearOps(context_)),
+        elementwise_(MakeCudaElementwiseOps(context_)),
+        attention_(MakeCudaAttentionOps(context_)),
+        moe_(MakeCudaMoeOps(context_)),
+        sampling_(MakeCudaSamplingOps(context_)) {}
+  ~CudaBackend() override {
+    cudaStreamSynchronize(context_.stream);
+    cudaStreamDestroy(context_.stream);
+  }
+
+  LinearOps& linear() override { return *linear_; }
+  ElementwiseOps& elementwise() override { return *elementwise_; }
+  AttentionOps& attention() override { return *attention_; }
+  MoeOps& moe() override { return *moe_; }
+  SamplingOps& sampling() override { return *sampling_; }
+
+  bool reads_host_memory() const override { return false; }
+
+  absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, const std::string& what) override {
+    SLUICE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(context_.device), what));
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, bytes == 0 ? 1 : bytes);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // not sticky
+      size_t free_bytes = 0, total_bytes = 0;
+      cudaMemGetInfo(&free_bytes, &total_bytes);
+      return absl::ResourceExhaustedError(
+          absl::StrCat(what, ": needs ", bytes, " bytes, ", name_, " has ", free_bytes, " free of ",
+                       total_bytes, "; ask for fewer KV pages or a smaller step"));
+    }
+    SLUICE_RETURN_IF_ERROR(CudaStatus(error, what));
+    std::shared_ptr<void> owner(memory, [](void* p) { cudaFree(p); });
+    SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(memory, 0, bytes, context_.stream), what));
+    return DeviceBuffer{std::move(owner), bytes};
+  }
+
+  absl::Status CopyToDevice(void* device, const void* host, size_t bytes, StreamId) override {
+    return CudaStatus(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, context_.stream),
+                      "copying to the GPU");
+  }
+  absl::Status CopyToHost(void* host, const void* device, size_t bytes, StreamId) override {
+    return CudaStatus(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, context_.stream),
+                      "copying from the GPU");
+  }
+  absl::Status Sync(StreamId) override {
+    return CudaStatus(cudaStreamSynchronize(context_.stream), "a step on the GPU");
+  }
+
+  std::string Describe() const override { return absl::StrCat("CUDA, ", name_); }
+
+ private:
+  const CudaContext context_;
+  const std::string name_;
+  std::unique_ptr<LinearOps> linear_;
+  std::unique_ptr<ElementwiseOps> elementwise_;
+  std::unique_ptr<AttentionOps> attention_;
+  std::unique_ptr<MoeOps> moe_;
+  std::unique_ptr<SamplingOps> sampling_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options) {
+  int count = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("no CUDA device can be used: ", cudaGetErrorString(error)));
+  }
+  if (options.device < 0 || options.device >= count) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("device ", options.device, " was asked for, this machine has ", count));
+  }
+  cudaDeviceProp properties;
+  SLUICE_RETURN_IF_ERROR(
+      CudaStatus(cudaGetDeviceProperties(&properties, options.device), "asking for the device"));
+  if (properties.major != 9 || properties.minor != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(properties.name, " has compute capability ", properties.major, ".",
+                     properties.minor, ", the kernels were compiled for 9.0 (Hopper)"));
+  }
+  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(options.device), "choosing the device"));
+  CudaContext context{.device = options.device, .num_sms = properties.multiProcessorCount};
+  SLUICE_RETURN_IF_ERROR(CudaStatus(
+      cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking), "making a stream"));
+  return std::make_unique<CudaBackend>(context, absl::StrCat(properties.name, " ", options.device));
+}
+
+}  // namespace sluice

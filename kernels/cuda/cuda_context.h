@@ -1,0 +1,31 @@
+// What every family of CUDA ops is built from, and the factories of the families.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "kernels/cuda/weight_tables.h"
+#include "kernels/ops/backend.h"
+
+namespace sluice {
+
+// Owned by the backend; outlives the ops made from it.
+struct CudaContext {
+  int device = 0;
+  int num_sms = 0;
+  cudaStream_t stream = nullptr;
+};
+
+// Internal, naming what was tried, unless the call went well; ResourceExhausted when memory is out.
+absl::Status CudaStatus(cudaError_t error, absl::string_view what);
+
+std::unique_ptr<LinearOps> MakeCudaLinearOps(const CudaContext& context);
+std::unique_ptr<ElementwiseOps> MakeCudaElementwiseOps(const CudaContext& context);
+std::unique_ptr<AttentionOps> MakeCudaAttentionOps(const CudaContext& context);
+std::unique_ptr<MoeOps> MakeCudaMoeOps(const CudaContext& context);
+std::unique_ptr<SamplingOps> MakeCudaSamplingOps(const CudaContext& context);
+
+}  // namespace sluice

@@ -1,0 +1,104 @@
+#include <algorithm>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status.h"
+#include "kernels/cuda/cuda_context.h"
+#include "kernels/ops/checks.h"
+
+namespace sluice {
+namespace {
+
+class CudaLinearOps final : public LinearOps {
+ public:
+  explicit CudaLinearOps(const CudaContext& context) : context_(context) {}
+
+  absl::Status Linear(const LinearParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckLinear(params));
+    cuda::LinearArgs args = Args(params.x, params.w, params.out);
+    args.single = ToWeight(params.w);
+    args.accumulate = params.accumulate;
+    return Launch(args);
+  }
+
+  absl::Status GatedLinear(const GatedLinearParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckGatedLinear(params));
+    SLUICE_RETURN_IF_ERROR(CheckSameType("up", params.up, params.gate));
+    cuda::LinearArgs args = Args(params.x, params.gate, params.out);
+    args.single = ToWeight(params.gate);
+    args.single_up = ToWeight(params.up);
+    args.has_up = true;
+    return Launch(args);
+  }
+
+  absl::Status GroupedLinear(const GroupedLinearParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckGroupedLinear(params));
+    return Grouped(params.x, params.weights, {}, params.offsets, params.out);
+  }
+
+  absl::Status GroupedGatedLinear(const GroupedGatedLinearParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckGroupedGatedLinear(params));
+    return Grouped(params.x, params.gates, params.ups, params.offsets, params.out);
+  }
+
+ private:
+  static absl::Status CheckSameType(absl::string_view what, const WeightView& w,
+                                    const WeightView& other) {
+    if (w.dtype == other.dtype) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(what, ": is ", DTypeName(w.dtype), ", wanted ",
+                                                   DTypeName(other.dtype), " as the others"));
+  }
+
+  static cuda::LinearArgs Args(const TensorView& x, const WeightView& w, const TensorView& out) {
+    cuda::LinearArgs args{};
+    args.x = x.As<float>();
+    args.x_stride = x.row_stride;
+    args.out = out.As<float>();
+    args.out_stride = out.row_stride;
+    args.m = static_cast<int32_t>(x.rows());
+    args.n = static_cast<int32_t>(w.rows);
+    args.k = static_cast<int32_t>(w.cols);
+    args.element = ToElement(w.dtype);
+    args.groups = 1;
+    return args;
+  }
+
+  absl::Status Grouped(const TensorView& x, absl::Span<const WeightView> weights,
+                       absl::Span<const WeightView> ups, const TensorView& offsets,
+                       const TensorView& out) {
+    if (weights.empty()) return absl::OkStatus();
+    for (size_t g = 0; g < weights.size(); ++g) {
+      const std::string name = absl::StrCat("weights[", g, "]");
+      SLUICE_RETURN_IF_ERROR(CheckWeight(name, weights[g], weights[0].rows, weights[0].cols));
+      SLUICE_RETURN_IF_ERROR(CheckSameType(name, weights[g], weights[0]));
+      if (ups.empty()) continue;
+      const std::string up_name = absl::StrCat("ups[", g, "]");
+      SLUICE_RETURN_IF_ERROR(CheckWeight(up_name, ups[g], weights[0].rows, weights[0].cols));
+      SLUICE_RETURN_IF_ERROR(CheckSameType(up_name, ups[g], weights[0]));
+    }
+    cuda::LinearArgs args = Args(x, weights[0], out);
+    args.groups = static_cast<int32_t>(weights.size());
+    SLUICE_ASSIGN_OR_RETURN(args.w, tables_.Get(weights, context_.stream));
+    if (!ups.empty()) {
+      SLUICE_ASSIGN_OR_RETURN(args.up, tables_.Get(ups, context_.stream));
+      args.has_up = true;
+    }
+    args.offsets = offsets.As<int32_t>();
+    return Launch(args);
+  }
+
+  absl::Status Launch(const cuda::LinearArgs& args) {
+    return CudaStatus(cuda::LaunchLinear(args, context_.stream), "matrix product");
+  }
+
+  const CudaContext& context_;
+  WeightTables tables_;
+};
+
+}  // namespace
+
+std::unique_ptr<LinearOps> MakeCudaLinearOps(const CudaContext& context) {
+  return std::make_unique<CudaLinearOps>(context);
+}
+
+}  // namespace sluice

@@ -1,0 +1,179 @@
+// Latent attention of any geometry in f32 arithmetic: what serves where no faster kernel does.
+//
+// One block per (token, head): it makes the latent query, walks the cached rows with each warp
+// taking every eighth position, merges the warps' softmax sums, and projects the context to values.
+// A token's result depends on its own sequence alone.
+#include <type_traits>
+
+#include "kernels/cuda/device.cuh"
+
+namespace sluice::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kPageTokens = 64;
+
+template <typename Cache>
+__device__ float FromCache(Cache x);
+template <>
+__device__ float FromCache(float x) {
+  return x;
+}
+template <>
+__device__ float FromCache(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+
+template <typename Cache>
+__device__ Cache ToCache(float x);
+template <>
+__device__ float ToCache<float>(float x) {
+  return x;
+}
+template <>
+__device__ __nv_bfloat16 ToCache<__nv_bfloat16>(float x) {
+  return __float2bfloat16(x);
+}
+
+template <typename Cache>
+__global__ void CacheWriteKernel(CacheWriteArgs args) {
+  const MlaShape s = args.shape;
+  const int token = blockIdx.x;
+  const float* cos = args.cos_sin + (int64_t)args.positions[token] * s.rope;
+  const float* sin = cos + s.rope / 2;
+  const int pairs = s.rope / 2;
+  for (int i = threadIdx.x; i < s.heads * pairs; i += kThreads) {
+    const int pair = i % pairs;
+    float* x = args.q + token * args.q_stride + (int64_t)(i / pairs) * (s.nope + s.rope) + s.nope +
+               2 * pair;
+    const float even = x[0], odd = x[1];
+    x[0] = even * cos[pair] - odd * sin[pair];
+    x[1] = even * sin[pair] + odd * cos[pair];
+  }
+  const int32_t row = args.kv_rows[token];
+  if (row < 0) return;
+  const float* kv = args.kv_a + token * args.kv_a_stride;
+  Cache* to = static_cast<Cache*>(args.cache) + (int64_t)row * (s.rank + s.rope);
+  float squares = 0;
+  for (int i = threadIdx.x; i < s.rank; i += kThreads) squares = fmaf(kv[i], kv[i], squares);
+  const float factor = 1.0f / sqrtf(BlockSum(squares) / s.rank + args.eps);
+  for (int i = threadIdx.x; i < s.rank; i += kThreads) {
+    to[i] = ToCache<Cache>(kv[i] * factor * args.kv_norm[i]);
+  }
+  for (int pair = threadIdx.x; pair < pairs; pair += kThreads) {
+    const float even = kv[s.rank + 2 * pair], odd = kv[s.rank + 2 * pair + 1];
+    to[s.rank + 2 * pair] = ToCache<Cache>(even * cos[pair] - odd * sin[pair]);
+    to[s.rank + 2 * pair + 1] = ToCache<Cache>(even * sin[pair] + odd * cos[pair]);
+  }
+}
+
+template <Element kElement, typename Cache>
+__global__ void __launch_bounds__(kThreads) AbsorbedKernel(AbsorbedArgs args) {
+  const MlaShape s = args.shape;
+  const int token = blockIdx.x, head = blockIdx.y;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int kv_dim = s.rank + s.rope;
+  extern __shared__ float memory[];
+  float* query = memory;                       // [kv_dim]: latent, then rope
+  float* context = query + kv_dim;             // [kWarps][rank]
+  float* largest = context + kWarps * s.rank;  // [kWarps]
+  float* sums = largest + kWarps;              // [kWarps]
+
+  const float* q = args.q + token * args.q_stride + (int64_t)head * (s.nope + s.rope);
+  const int64_t first_row = (int64_t)head * (s.nope + s.v);
+  for (int r = threadIdx.x; r < s.rank; r += kThreads) {
+    float sum = 0;
+    for (int n = 0; n < s.nope; ++n) {
+      sum = fmaf(q[n], WeightAt<kElement>(args.kv_b, first_row + n, r), sum);
+    }
+    query[r] = sum;
+  }
+  for (int i = threadIdx.x; i < s.rope; i += kThreads) query[s.rank + i] = q[s.nope + i];
+  float* own = context + warp * s.rank;
+  for (int r = lane; r < s.rank; r += 32) own[r] = 0;
+  __syncthreads();
+
+  const bool listed = args.seq_of_token != nullptr;
+  const int32_t* pages =
+      args.page_table + (listed ? args.seq_of_token[token] * args.page_table_stride : 0);
+  const int64_t last = listed ? args.positions[token] : args.first_position + token;
+  float max = -CUDART_INF_F, sum = 0;
+  for (int64_t position = warp; position <= last; position += kWarps) {
+    const Cache* row =
+        static_cast<const Cache*>(args.cache) +
+        ((int64_t)pages[position / kPageTokens] * kPageTokens + position % kPageTokens) * kv_dim;
+    float score = 0;
+    for (int i = lane; i < kv_dim; i += 32) score = fmaf(query[i], FromCache(row[i]), score);
+    score = WarpSum(score) * args.scale;
+    const float next = fmaxf(max, score);
+    const float shrink = expf(max - next), weight = expf(score - next);
+    sum = sum * shrink + weight;
+    for (int r = lane; r < s.rank; r += 32) own[r] = own[r] * shrink + weight * FromCache(row[r]);
+    max = next;
+  }
+  if (lane == 0) {
+    largest[warp] = max;
+    sums[warp] = sum;
+  }
+  __syncthreads();
+  max = -CUDART_INF_F;
+  for (int i = 0; i < kWarps; ++i) max = fmaxf(max, largest[i]);
+  sum = 0;
+  for (int i = 0; i < kWarps; ++i) sum += sums[i] * expf(largest[i] - max);
+  for (int r = threadIdx.x; r < s.rank; r += kThreads) {
+    float total = 0;
+    for (int i = 0; i < kWarps; ++i) {
+      total += context[i * s.rank + r] * expf(largest[i] - max);
+    }
+    query[r] = total / sum;  // the query is not needed any more
+  }
+  __syncthreads();
+  float* out = args.out + token * args.out_stride + (int64_t)head * s.v;
+  for (int v = warp; v < s.v; v += kWarps) {
+    float value = 0;
+    for (int r = lane; r < s.rank; r += 32) {
+      value = fmaf(query[r], WeightAt<kElement>(args.kv_b, first_row + s.nope + v, r), value);
+    }
+    value = WarpSum(value);
+    if (lane == 0) out[v] = value;
+  }
+}
+
+template <Element kElement, typename Cache>
+cudaError_t LaunchAbsorbedAs(const AbsorbedArgs& args, cudaStream_t stream) {
+  const int bytes = (int)AbsorbedSharedBytes(args.shape);
+  const cudaError_t error = cudaFuncSetAttribute(
+      AbsorbedKernel<kElement, Cache>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  const dim3 grid(args.tokens, args.shape.heads);
+  AbsorbedKernel<kElement, Cache><<<grid, kThreads, bytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int64_t AbsorbedSharedBytes(const MlaShape& shape) {
+  return (shape.rank + shape.rope + kWarps * (shape.rank + 2)) * (int64_t)sizeof(float);
+}
+
+cudaError_t LaunchCacheWrite(const CacheWriteArgs& args, cudaStream_t stream) {
+  if (args.tokens == 0) return cudaSuccess;
+  if (args.cache_bf16) {
+    CacheWriteKernel<__nv_bfloat16><<<args.tokens, kThreads, 0, stream>>>(args);
+  } else {
+    CacheWriteKernel<float><<<args.tokens, kThreads, 0, stream>>>(args);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchAbsorbed(const AbsorbedArgs& args, cudaStream_t stream) {
+  if (args.tokens == 0) return cudaSuccess;
+  return DispatchElement(args.element, [&](auto element) {
+    constexpr Element kElement = decltype(element)::value;
+    return args.cache_bf16 ? LaunchAbsorbedAs<kElement, __nv_bfloat16>(args, stream)
+                           : LaunchAbsorbedAs<kElement, float>(args, stream);
+  });
+}
+
+}  // namespace sluice::cuda
