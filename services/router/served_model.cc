@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "services/base/json.h"
@@ -63,6 +64,9 @@ absl::StatusOr<std::unique_ptr<const ServedModel>> LoadServedModel(
   }
   SLUICE_ASSIGN_OR_RETURN(served->defaults, LoadSamplingDefaults(options.dir));
   SLUICE_ASSIGN_OR_RETURN(served->hash, model::ModelHash(options.dir));
+  served->fingerprint =
+      absl::StrCat("fp_", absl::BytesToHexString(absl::string_view(
+                              reinterpret_cast<const char*>(served->hash.data()), 5)));
   served->context_tokens = served->config.max_position_embeddings;
   // One position is left for the answer.
   const int64_t room = std::max<int64_t>(1, served->context_tokens - 1);

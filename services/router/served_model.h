@@ -34,7 +34,8 @@ struct SamplingDefaults {
 // Immutable once made.
 struct ServedModel {
   std::string name;
-  std::string root;  // the directory's name
+  std::string root;         // the directory's name
+  std::string fingerprint;  // of the model's files, for people
   model::ModelConfig config;
   std::unique_ptr<const model::Tokenizer> tokenizer;
   std::optional<model::ChatTemplate> chat_template;  // none: no chats

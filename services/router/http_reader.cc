@@ -1,0 +1,111 @@
+#include "services/router/http_reader.h"
+
+#include <boost/asio/buffer.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <optional>
+#include <string>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace sluice::router {
+namespace {
+
+namespace http = boost::beast::http;
+
+std::string ToString(boost::beast::string_view text) { return {text.data(), text.size()}; }
+
+}  // namespace
+
+struct HttpReader::Impl {
+  explicit Impl(const HttpLimits& the_limits) : limits(the_limits) { Reset(); }
+
+  void Reset() {
+    parser.emplace();
+    parser->header_limit(limits.header_bytes_max);
+    parser->body_limit(limits.body_bytes_max);
+    parser->eager(true);
+    told_continue = false;
+  }
+
+  void Fail(int status, std::string message) {
+    http_status = status;
+    error = std::move(message);
+  }
+
+  void Parse() {
+    while (!kept.empty() && http_status == 0 && !parser->is_done()) {
+      boost::beast::error_code code;
+      const size_t used = parser->put(boost::asio::buffer(kept), code);
+      kept.erase(0, used);
+      if (code == http::error::need_more) return;
+      if (code == http::error::header_limit) {
+        return Fail(431, absl::StrCat("the request's header has more than ",
+                                      limits.header_bytes_max, " bytes"));
+      }
+      if (code == http::error::body_limit) {
+        return Fail(413, absl::StrCat("the request's body has more than ", limits.body_bytes_max,
+                                      " bytes, the limit of this server"));
+      }
+      if (code) return Fail(400, absl::StrCat("this is not HTTP/1.1: ", code.message()));
+    }
+  }
+
+  const HttpLimits limits;
+  std::optional<http::request_parser<http::string_body>> parser;
+  std::string kept;
+  bool told_continue = false;
+  int http_status = 0;
+  std::string error;
+};
+
+HttpReader::HttpReader(const HttpLimits& limits) : impl_(std::make_unique<Impl>(limits)) {}
+HttpReader::~HttpReader() = default;
+
+HttpReader::State HttpReader::state() const {
+  if (impl_->http_status != 0) return State::kError;
+  if (impl_->parser->is_done()) return State::kReady;
+  if (impl_->parser->is_header_done()) return State::kBody;
+  return impl_->parser->got_some() || !impl_->kept.empty() ? State::kHead : State::kIdle;
+}
+
+HttpReader::State HttpReader::Feed(absl::string_view bytes) {
+  impl_->kept.append(bytes.data(), bytes.size());
+  impl_->Parse();
+  return state();
+}
+
+bool HttpReader::TakeExpectsContinue() {
+  if (impl_->told_continue || state() != State::kBody) return false;
+  impl_->told_continue = true;
+  const auto& message = impl_->parser->get();
+  return message.version() >= 11 &&
+         absl::EqualsIgnoreCase(ToString(message[http::field::expect]), "100-continue");
+}
+
+HttpRequest HttpReader::Take() {
+  auto message = impl_->parser->release();
+  HttpRequest request;
+  request.method = ToString(message.method_string());
+  request.path = ToString(message.target());
+  request.path.resize(std::min(request.path.find('?'), request.path.size()));
+  request.keep_alive = message.keep_alive();
+  request.http_1_0 = message.version() < 11;
+  for (const auto& field : message.base()) {
+    request.headers.emplace_back(absl::AsciiStrToLower(ToString(field.name_string())),
+                                 ToString(field.value()));
+  }
+  request.body = std::move(message.body());
+  impl_->kept.shrink_to_fit();
+  impl_->Reset();
+  impl_->Parse();
+  return request;
+}
+
+int HttpReader::http_status() const { return impl_->http_status; }
+const std::string& HttpReader::error() const { return impl_->error; }
+size_t HttpReader::num_kept_bytes() const { return impl_->kept.size(); }
+
+}  // namespace sluice::router

@@ -1,0 +1,165 @@
+#include "services/router/http_server.h"
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/address.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status.h"
+#include "services/router/http_session.h"
+
+namespace sluice::router {
+namespace {
+
+using boost::asio::ip::tcp;
+using boost::system::error_code;
+
+constexpr std::chrono::seconds kSweepPeriod{1};
+constexpr std::chrono::milliseconds kAcceptRetry{50};
+
+constexpr absl::string_view kFull =
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    "Connection: close\r\nContent-Length: 112\r\n\r\n"
+    R"({"error":{"message":"This server has too many connections.","type":"overloaded_error","param":null,"code":null}})";
+
+}  // namespace
+
+class HttpServer::Impl : public std::enable_shared_from_this<Impl> {
+ public:
+  Impl(boost::asio::io_context* loop, const HttpServerOptions& options, HttpHandler* handler)
+      : options_(options), handler_(handler), acceptor_(*loop), timer_(*loop) {}
+
+  absl::Status Listen() {
+    error_code error;
+    const auto address = boost::asio::ip::make_address(options_.host, error);
+    tcp::endpoint endpoint;
+    if (!error) {
+      endpoint = tcp::endpoint(address, static_cast<uint16_t>(options_.port));
+    } else {
+      tcp::resolver resolver(acceptor_.get_executor());
+      const auto found = resolver.resolve(options_.host, std::to_string(options_.port), error);
+      if (error || found.empty()) return Unavailable(error);
+      endpoint = found.begin()->endpoint();
+    }
+    acceptor_.open(endpoint.protocol(), error);
+    if (!error) acceptor_.set_option(tcp::acceptor::reuse_address(true), error);
+    if (!error) acceptor_.bind(endpoint, error);
+    if (!error) acceptor_.listen(boost::asio::socket_base::max_listen_connections, error);
+    if (!error) port_ = acceptor_.local_endpoint(error).port();
+    if (error) return Unavailable(error);
+    return absl::OkStatus();
+  }
+
+  void Run() {
+    Accept();
+    Sweep();
+  }
+
+  void BeginDrain() {
+    StopAccepting();
+    draining_ = true;
+    for (const auto& session : Sessions()) session->BeginDrain();
+  }
+
+  void Stop() {
+    StopAccepting();
+    timer_.cancel();
+    stopped_ = true;
+    for (const auto& session : Sessions()) session->Close();
+  }
+
+  int port() const { return port_; }
+  int num_connections() const { return static_cast<int>(sessions_.size()); }
+
+ private:
+  absl::Status Unavailable(const error_code& error) const {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", options_.host, ":",
+                                               options_.port, ": ", error.message()));
+  }
+
+  void StopAccepting() {
+    error_code ignored;
+    acceptor_.close(ignored);
+  }
+
+  // Copies: closing one takes it out of the map.
+  std::vector<std::shared_ptr<HttpSession>> Sessions() const {
+    std::vector<std::shared_ptr<HttpSession>> all;
+    all.reserve(sessions_.size());
+    for (const auto& [key, session] : sessions_) all.push_back(session);
+    return all;
+  }
+
+  void Accept() {
+    acceptor_.async_accept([self = shared_from_this()](error_code error, tcp::socket socket) {
+      if (self->stopped_ || self->draining_) return;
+      if (error) return self->AcceptLater();  // out of descriptors, mostly
+      self->Take(std::move(socket));
+      self->Accept();
+    });
+  }
+
+  void AcceptLater() {
+    auto timer =
+        std::make_shared<boost::asio::steady_timer>(acceptor_.get_executor(), kAcceptRetry);
+    timer->async_wait([self = shared_from_this(), timer](error_code error) {
+      if (!error && !self->stopped_ && !self->draining_) self->Accept();
+    });
+  }
+
+  void Take(tcp::socket socket) {
+    if (num_connections() >= options_.connections_max) {
+      error_code ignored;
+      socket.non_blocking(true, ignored);
+      socket.write_some(boost::asio::buffer(kFull.data(), kFull.size()), ignored);
+      return;
+    }
+    auto session =
+        std::make_shared<HttpSession>(std::move(socket), options_, handler_,
+                                      [this](HttpSession* closed) { sessions_.erase(closed); });
+    sessions_.emplace(session.get(), session);
+    session->Start();
+  }
+
+  void Sweep() {
+    timer_.expires_after(kSweepPeriod);
+    timer_.async_wait([self = shared_from_this()](error_code error) {
+      if (error || self->stopped_) return;
+      const auto now = std::chrono::steady_clock::now();
+      for (const auto& session : self->Sessions()) session->CheckTime(now);
+      self->Sweep();
+    });
+  }
+
+  const HttpServerOptions options_;
+  HttpHandler* const handler_;
+  tcp::acceptor acceptor_;
+  boost::asio::steady_timer timer_;
+  absl::flat_hash_map<HttpSession*, std::shared_ptr<HttpSession>> sessions_;
+  int port_ = 0;
+  bool draining_ = false;
+  bool stopped_ = false;
+};
+
+HttpServer::HttpServer(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+HttpServer::~HttpServer() { impl_->Stop(); }
+
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(boost::asio::io_context* loop,
+                                                              const HttpServerOptions& options,
+                                                              HttpHandler* handler) {
+  auto impl = std::make_shared<Impl>(loop, options, handler);
+  SLUICE_RETURN_IF_ERROR(impl->Listen());
+  impl->Run();
+  return absl::WrapUnique(new HttpServer(std::move(impl)));
+}
+
+int HttpServer::port() const { return impl_->port(); }
+int HttpServer::num_connections() const { return impl_->num_connections(); }
+void HttpServer::BeginDrain() { impl_->BeginDrain(); }
+
+}  // namespace sluice::router

@@ -1,0 +1,264 @@
+#include "services/router/http_session.h"
+
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/post.hpp>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "services/router/api_error.h"
+
+namespace sluice::router {
+namespace {
+
+constexpr size_t kInputBytes = 4096;
+constexpr size_t kBodyInputBytes = 64 << 10;
+// Of requests sent before the answer to the one before: beyond, the client's window fills.
+constexpr size_t kPipelinedBytesMax = 64 << 10;
+constexpr absl::Duration kLinger = absl::Seconds(2);
+
+const char* ReasonPhrase(int status) {
+  switch (status) {
+    case 200:
+      return "OK";
+    case 400:
+      return "Bad Request";
+    case 401:
+      return "Unauthorized";
+    case 403:
+      return "Forbidden";
+    case 404:
+      return "Not Found";
+    case 405:
+      return "Method Not Allowed";
+    case 413:
+      return "Content Too Large";
+    case 415:
+      return "Unsupported Media Type";
+    case 429:
+      return "Too Many Requests";
+    case 431:
+      return "Request Header Fields Too Large";
+    case 499:
+      return "Client Closed Request";
+    case 503:
+      return "Service Unavailable";
+    case 504:
+      return "Gateway Timeout";
+    default:
+      return "Internal Server Error";
+  }
+}
+
+}  // namespace
+
+HttpSession::HttpSession(boost::asio::ip::tcp::socket socket, const HttpServerOptions& options,
+                         HttpHandler* handler, std::function<void(HttpSession*)> on_closed)
+    : socket_(std::move(socket)),
+      options_(options),
+      handler_(handler),
+      on_closed_(std::move(on_closed)),
+      reader_(options.limits) {}
+
+void HttpSession::Start() {
+  boost::system::error_code ignored;
+  socket_.set_option(boost::asio::ip::tcp::no_delay(true), ignored);
+  Advance();
+}
+
+void HttpSession::SetDeadline(absl::Duration from_now) {
+  deadline_ = std::chrono::steady_clock::now() + absl::ToChronoMicroseconds(from_now);
+}
+
+void HttpSession::CheckTime(Time now) {
+  if (now >= deadline_) Close();
+}
+
+void HttpSession::BeginDrain() {
+  draining_ = true;
+  if (!answering_) Close();
+}
+
+void HttpSession::Close() {
+  if (closed_) return;
+  closed_ = true;
+  boost::system::error_code ignored;
+  socket_.close(ignored);
+  // Not at once: this may be a call from the work.
+  boost::asio::post(socket_.get_executor(), [self = shared_from_this()] { self->work_.reset(); });
+  on_closed_(this);
+}
+
+void HttpSession::Read() {
+  if (reading_ || closed_) return;
+  reading_ = true;
+  const size_t bytes = reader_.state() == HttpReader::State::kBody ? kBodyInputBytes : kInputBytes;
+  if (input_.size() != bytes)
+    input_ = std::vector<char>(bytes);  // thousands wait with the small one
+  socket_.async_read_some(
+      boost::asio::buffer(input_),
+      [self = shared_from_this()](boost::system::error_code error, size_t bytes) {
+        self->reading_ = false;
+        if (error) return self->Close();  // the client has gone
+        self->OnRead(bytes);
+      });
+}
+
+void HttpSession::OnRead(size_t bytes) {
+  if (closed_) return;
+  if (closing_) return Read();
+  reader_.Feed({input_.data(), bytes});
+  Advance();
+}
+
+void HttpSession::Advance() {
+  if (closed_ || closing_) return;
+  if (answering_) {
+    // Only to learn when the client goes, and what it wants next.
+    if (reader_.num_kept_bytes() < kPipelinedBytesMax) Read();
+    return;
+  }
+  const HttpReader::State state = reader_.state();
+  const bool new_state = state != timed_state_;
+  timed_state_ = state;
+  switch (state) {
+    case HttpReader::State::kIdle:
+      if (draining_) return Close();
+      if (new_state) SetDeadline(options_.idle_timeout);
+      return Read();
+    case HttpReader::State::kHead:
+      if (new_state) SetDeadline(options_.header_timeout);
+      return Read();
+    case HttpReader::State::kBody:
+      if (new_state) SetDeadline(options_.body_timeout);
+      if (reader_.TakeExpectsContinue()) {
+        output_ += "HTTP/1.1 100 Continue\r\n\r\n";
+        Flush();
+      }
+      return Read();
+    case HttpReader::State::kReady:
+      return Dispatch();
+    case HttpReader::State::kError:
+      return Refuse();
+  }
+}
+
+void HttpSession::Dispatch() {
+  HttpRequest request = reader_.Take();
+  answering_ = true;
+  answer_complete_ = false;
+  keep_alive_ = request.keep_alive && !draining_;
+  http_1_0_ = request.http_1_0;
+  is_head_ = request.method == "HEAD";
+  chunked_ = false;
+  deadline_ = Time::max();
+  std::unique_ptr<HttpWork> work = handler_->Handle(std::move(request), this);
+  if (!closed_) work_ = std::move(work);
+  Advance();
+}
+
+void HttpSession::Refuse() {
+  answering_ = true;
+  keep_alive_ = false;
+  http_1_0_ = is_head_ = chunked_ = false;
+  const ApiError error = HttpError(reader_.http_status(), reader_.error());
+  Send({.status = error.http_status, .body = ErrorJson(error)});
+}
+
+std::string HttpSession::Head(int status, absl::string_view content_type,
+                              const HttpHeaders& headers) const {
+  std::string head = absl::StrCat("HTTP/1.1 ", status, " ", ReasonPhrase(status),
+                                  "\r\nContent-Type: ", content_type, "\r\n");
+  for (const auto& [name, value] : headers) absl::StrAppend(&head, name, ": ", value, "\r\n");
+  if (!keep_alive_) head += "Connection: close\r\n";
+  if (keep_alive_ && http_1_0_) head += "Connection: keep-alive\r\n";
+  return head;
+}
+
+void HttpSession::Send(HttpResponse response) {
+  if (closed_) return;
+  absl::StrAppend(&output_, Head(response.status, response.content_type, response.headers),
+                  "Content-Length: ", response.body.size(), "\r\n\r\n",
+                  is_head_ ? absl::string_view() : absl::string_view(response.body));
+  answer_complete_ = true;
+  Flush();
+}
+
+void HttpSession::BeginStream(const HttpHeaders& headers) {
+  if (closed_) return;
+  chunked_ = !http_1_0_;
+  if (http_1_0_) keep_alive_ = false;  // the end of the connection is the end of the stream
+  absl::StrAppend(&output_, Head(200, "text/event-stream; charset=utf-8", headers),
+                  "Cache-Control: no-cache\r\n", chunked_ ? "Transfer-Encoding: chunked\r\n" : "",
+                  "\r\n");
+}
+
+void HttpSession::Write(absl::string_view bytes) {
+  if (closed_ || bytes.empty()) return;
+  if (output_.size() + (writing_.size() - written_) + bytes.size() > options_.stream_bytes_max) {
+    return Close();
+  }
+  if (chunked_) {
+    absl::StrAppend(&output_, absl::Hex(bytes.size()), "\r\n", bytes, "\r\n");
+  } else {
+    output_.append(bytes.data(), bytes.size());
+  }
+  Flush();
+}
+
+void HttpSession::EndStream() {
+  if (closed_) return;
+  if (chunked_) output_ += "0\r\n\r\n";
+  answer_complete_ = true;
+  if (written_ < writing_.size() || !output_.empty()) return Flush();
+  boost::asio::post(socket_.get_executor(), [self = shared_from_this()] {
+    if (!self->closed_) self->FinishAnswer();
+  });
+}
+
+void HttpSession::Flush() {
+  if (closed_ || written_ < writing_.size() || output_.empty()) return;
+  writing_.swap(output_);
+  output_.clear();
+  written_ = 0;
+  OnWritten(0);
+}
+
+void HttpSession::OnWritten(size_t bytes) {
+  if (closed_) return;
+  written_ += bytes;
+  if (written_ == writing_.size()) {
+    writing_.clear();
+    written_ = 0;
+    if (!output_.empty()) return Flush();
+    if (answering_) deadline_ = Time::max();
+    if (answer_complete_) FinishAnswer();
+    return;
+  }
+  // The deadline of a request that still comes in is the stricter one.
+  if (answering_) SetDeadline(options_.write_timeout);
+  socket_.async_write_some(
+      boost::asio::buffer(writing_.data() + written_, writing_.size() - written_),
+      [self = shared_from_this()](boost::system::error_code error, size_t count) {
+        if (error) return self->Close();
+        self->OnWritten(count);
+      });
+}
+
+void HttpSession::FinishAnswer() {
+  work_.reset();
+  answering_ = answer_complete_ = false;
+  timed_state_ = HttpReader::State::kReady;
+  // An empty stream's buffers are small; an answer of megabytes need not stay.
+  if (writing_.capacity() > kBodyInputBytes) std::string().swap(writing_);
+  if (output_.capacity() > kBodyInputBytes) std::string().swap(output_);
+  if (keep_alive_ && !draining_) return Advance();
+  // Closed at once, with bytes of the client unread, the connection would be reset and the answer
+  // might be lost: say that it is over, and wait a little for the client to go.
+  closing_ = true;
+  boost::system::error_code ignored;
+  socket_.shutdown(boost::asio::ip::tcp::socket::shutdown_send, ignored);
+  SetDeadline(kLinger);
+  Read();
+}
+
+}  // namespace sluice::router

@@ -1,0 +1,77 @@
+// One connection of http_server.h.
+#pragma once
+
+#include <boost/asio/ip/tcp.hpp>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "services/router/http_message.h"
+#include "services/router/http_reader.h"
+#include "services/router/http_server.h"
+
+namespace sluice::router {
+
+class HttpSession final : public HttpReply, public std::enable_shared_from_this<HttpSession> {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+
+  // `on_closed` is called once. Options and handler outlive the session.
+  HttpSession(boost::asio::ip::tcp::socket socket, const HttpServerOptions& options,
+              HttpHandler* handler, std::function<void(HttpSession*)> on_closed);
+
+  void Start();
+  // Closes it if it has waited too long for the client. To be called every second or so.
+  void CheckTime(Time now);
+  // Closes it now if no request is under way, else after the answer.
+  void BeginDrain();
+  void Close();
+
+  void Send(HttpResponse response) override;
+  void BeginStream(const HttpHeaders& headers) override;
+  void Write(absl::string_view bytes) override;
+  void EndStream() override;
+
+ private:
+  void Read();
+  void OnRead(size_t bytes);
+  void Advance();  // does what the reader's state calls for
+  void Dispatch();
+  void Refuse();  // what the reader could not read
+  void Flush();
+  void OnWritten(size_t bytes);
+  void FinishAnswer();
+  std::string Head(int status, absl::string_view content_type, const HttpHeaders& headers) const;
+  void SetDeadline(absl::Duration from_now);
+
+  boost::asio::ip::tcp::socket socket_;
+  const HttpServerOptions& options_;
+  HttpHandler* const handler_;
+  std::function<void(HttpSession*)> on_closed_;
+
+  HttpReader reader_;
+  std::vector<char> input_;
+  bool reading_ = false;
+  HttpReader::State timed_state_ = HttpReader::State::kReady;  // whose deadline runs
+
+  // The request under way.
+  bool answering_ = false;
+  bool answer_complete_ = false;  // only to be written
+  bool keep_alive_ = true;
+  bool http_1_0_ = false;
+  bool is_head_ = false;
+  bool chunked_ = false;
+  std::unique_ptr<HttpWork> work_;
+
+  std::string output_;  // waits while writing_ is under way
+  std::string writing_;
+  size_t written_ = 0;
+  bool closing_ = false;  // everything was said; reads on so that the client gets it
+  bool closed_ = false;
+  bool draining_ = false;
+  Time deadline_ = Time::max();
+};
+
+}  // namespace sluice::router
