@@ -1,8 +1,7 @@
 #include "services/instance/attach_client.h"
 
-#include <grpcpp/grpcpp.h>
-
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -11,33 +10,17 @@
 #include <thread>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "grpcpp/channel.h"
+#include "grpcpp/client_context.h"
 #include "services/base/log.h"
+#include "services/rpc/channel.h"
+#include "services/rpc/status.h"
 #include "sluice/v1/control.grpc.pb.h"
 
 namespace sluice::instance {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// A router that has vanished without a word is noticed after both together.
-constexpr int kKeepaliveMs = 10'000;
-constexpr int kKeepaliveTimeoutMs = 5'000;
-constexpr int kMessageBytesMax = 64 << 20;
-
-std::shared_ptr<grpc::Channel> Dial(const std::string& address) {
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  arguments.SetMaxReceiveMessageSize(kMessageBytesMax);
-  arguments.SetMaxSendMessageSize(kMessageBytesMax);
-  // Back-off is ours: the channel's own would add to it.
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 100);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
 
 }  // namespace
 
@@ -188,7 +171,7 @@ AttachClient::Impl::Impl(AttachOptions options_in, RouterListener* listener)
     : options(std::move(options_in)), listener(listener), random(options.random_seed) {
   for (const std::string& address : options.routers) {
     peers.push_back({.address = address,
-                     .stub = v1::Attach::NewStub(Dial(address)),
+                     .stub = v1::Attach::NewStub(rpc::MakeChannel(address)),
                      .backoff = options.backoff_min});
   }
 }
@@ -235,8 +218,8 @@ void AttachClient::Impl::OnAttached(Stream* stream, const std::string& router) {
 }
 
 void AttachClient::Impl::OnDone(Stream* stream, const grpc::Status& status) {
-  const absl::Status why(static_cast<absl::StatusCode>(status.error_code()),
-                         status.ok() ? "the router ended the stream" : status.error_message());
+  const absl::Status why =
+      status.ok() ? absl::UnavailableError("the router ended the stream") : rpc::FromGrpc(status);
   const RouterId id = stream->id;
   bool was_attached = false;
   bool tell = false;

@@ -1,0 +1,143 @@
+#include "services/instance/instance.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "services/engine/fake_backend.h"
+#include "services/instance/local_cluster.h"
+
+namespace sluice::instance {
+namespace {
+
+constexpr int64_t kVocab = 50;
+constexpr absl::Duration kSoon = absl::Seconds(60);  // for what happens at once
+
+// Two layers, no arithmetic.
+std::unique_ptr<engine::Engine> MakeEngine(Backend* backend) {
+  model::ModelConfig config;
+  config.vocab_size = kVocab;
+  config.hidden_size = 8;
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 2;
+  config.kv_lora_rank = 4;
+  config.qk_nope_head_dim = 2;
+  config.qk_rope_head_dim = 2;
+  config.v_head_dim = 2;
+  config.intermediate_size = 8;
+  config.max_position_embeddings = 1000;
+  auto weights = std::make_shared<model::ModelWeights>();
+  weights->layers.resize(2);
+  for (model::LayerWeights& layer : weights->layers) {
+    layer.o.cols = 4;
+    layer.dense = model::MlpWeights{};
+  }
+  auto engine = engine::Engine::Create(config, weights, backend,
+                                       {.slots_max = 8, .step_tokens_max = 128, .kv_pages = 64});
+  EXPECT_TRUE(engine.ok()) << engine.status();
+  return *std::move(engine);
+}
+
+v1::Admit Ask(uint64_t request, int prompt, uint32_t max_tokens) {
+  v1::Admit admit;
+  admit.set_request(request);
+  for (int i = 0; i < prompt; ++i) admit.add_prompt_ids(static_cast<uint32_t>(i % kVocab));
+  v1::Sampling& sampling = *admit.mutable_sampling();
+  sampling.set_top_p(1);
+  sampling.set_repetition_penalty(1);
+  sampling.set_max_tokens(max_tokens);
+  sampling.set_num_logprobs(-1);
+  return admit;
+}
+
+class InstanceTest : public testing::Test {
+ protected:
+  engine::FakeBackend prefill_backend_, decode_backend_;
+  std::unique_ptr<engine::Engine> prefill_engine_ = MakeEngine(&prefill_backend_);
+  std::unique_ptr<engine::Engine> decode_engine_ = MakeEngine(&decode_backend_);
+};
+
+TEST_F(InstanceTest, RequestsGoThroughAndBothSidesDrain) {
+  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get());
+  // Lengths around pages, steps and chunks; more than there are slots, in two waves.
+  const int prompts[] = {1, 63, 64, 65, 127, 128, 129, 300};
+  for (uint64_t wave = 0; wave < 2; ++wave) {
+    for (uint64_t i = 0; i < 8; ++i) cluster.Submit(Ask(10 * wave + i, prompts[i], 5));
+    for (uint64_t i = 0; i < 8; ++i) {
+      const LocalCluster::Answer answer = cluster.Wait(10 * wave + i);
+      EXPECT_EQ(answer.failure, "") << prompts[i];
+      EXPECT_EQ(answer.tokens.size(), 5u) << prompts[i];
+      // Two layers of rows of six floats.
+      EXPECT_EQ(answer.kv_bytes, prompts[i] * 2 * 6 * 4) << prompts[i];
+    }
+  }
+  for (Instance* instance : {&cluster.prefill(), &cluster.decode()}) {
+    EXPECT_TRUE(instance->ready());
+    instance->BeginDrain();
+    EXPECT_EQ(instance->WaitUntilDone(kSoon), absl::OkStatus());
+    EXPECT_FALSE(instance->ready());
+    EXPECT_EQ(instance->status().kv_pages_free(), 64u);
+  }
+}
+
+TEST_F(InstanceTest, HeartbeatsGoOnWithoutProgressWhileAStepHangs) {
+  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get(), absl::Milliseconds(2));
+  decode_backend_.Hold();
+  cluster.Submit(Ask(1, 10, 5));
+  // What led up to the step that hangs counts as progress.
+  uint64_t progress = cluster.WaitForHeartbeats(1);
+  for (int same = 0; same < 400;) {
+    const uint64_t next = cluster.WaitForHeartbeats(1);
+    same = next == progress ? same + 1 : 0;
+    progress = next;
+  }
+  decode_backend_.Release();
+  EXPECT_EQ(cluster.Wait(1).tokens.size(), 5u);
+}
+
+TEST_F(InstanceTest, AnEngineThatFailsEndsAttemptsAndTheInstance) {
+  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get());
+  decode_backend_.FailNextSample(absl::InternalError("device lost"));
+  cluster.Submit(Ask(1, 10, 5));
+  EXPECT_EQ(cluster.Wait(1).failure, "REASON_ENGINE");
+  EXPECT_EQ(cluster.decode().WaitUntilDone(kSoon), absl::InternalError("device lost"));
+  EXPECT_FALSE(cluster.decode().ready());
+  EXPECT_EQ(cluster.decode().status().state(), "dead");
+}
+
+TEST_F(InstanceTest, DamagedKvIsNoticed) {
+  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get());
+  cluster.network().CorruptNext(1);
+  cluster.Submit(Ask(1, 200, 5));
+  EXPECT_EQ(cluster.Wait(1).failure, "REASON_KV_FAILED");
+  cluster.Submit(Ask(2, 200, 5));
+  EXPECT_EQ(cluster.Wait(2).tokens.size(), 5u);
+}
+
+TEST_F(InstanceTest, ARouterThatIsGoneLeavesNothingBehind) {
+  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get());
+  decode_backend_.Hold();
+  for (uint64_t i = 0; i < 8; ++i) cluster.Submit(Ask(i, 100, 500));
+  cluster.prefill().OnGone(LocalCluster::kRouter);
+  cluster.decode().OnGone(LocalCluster::kRouter);
+  decode_backend_.Release();
+  for (Instance* instance : {&cluster.prefill(), &cluster.decode()}) {
+    instance->BeginDrain();
+    EXPECT_EQ(instance->WaitUntilDone(kSoon), absl::OkStatus());
+    EXPECT_EQ(instance->status().kv_pages_quarantined(), 0u);
+  }
+}
+
+TEST_F(InstanceTest, AFullMailboxTakesNoMoreFromRouters) {
+  const RealClock clock;
+  Instance instance({.core = {.role = v1::ROLE_MIXED}, .mailbox_max = 2}, decode_engine_.get(),
+                    nullptr, nullptr, &clock);  // not started: nobody looks
+  EXPECT_TRUE(instance.OnMessage(1, {}));
+  EXPECT_TRUE(instance.OnMessage(1, {}));
+  EXPECT_FALSE(instance.OnMessage(1, {}));
+}
+
+}  // namespace
+}  // namespace sluice::instance
