@@ -35,7 +35,7 @@ enum class Answer : uint32_t {
 };
 
 struct AnswerMessage {
-  uint64_t receiver = 0;  // incarnation of the answering process
+  uint64_t peer = 0;  // what the sender calls this receiver
   uint64_t transfer = 0;
   Answer answer = Answer::kTaken;
   uint32_t reserved = 0;
