@@ -17,7 +17,7 @@ namespace sluice::instance {
 struct ModelSource {
   std::string dir;
   std::string numerics = "exact";           // exact, fast
-  std::string device = "cpu";             // cpu, cuda, cuda:N
+  std::string device = "cpu";               // cpu, cuda, cuda:N
   int threads = 0;                          // 0: one per core
   std::string load_format = "safetensors";  // safetensors, dummy
   uint64_t dummy_seed = 0;                  // for dummy

@@ -1,0 +1,275 @@
+#include "services/instance/program.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status.h"
+#include "kernels/ops/attention.h"
+#include "services/base/clock.h"
+#include "services/base/log.h"
+#include "services/base/metrics.h"
+#include "services/base/program.h"
+#include "services/base/shutdown.h"
+#include "services/base/version.h"
+#include "services/engine/engine.h"
+#include "services/instance/attach_client.h"
+#include "services/instance/instance.h"
+#include "services/instance/instance_metrics.h"
+#include "services/instance/load_reporter.h"
+#include "services/instance/model_loading.h"
+#include "services/model/page_hash.h"
+#include "services/rpc/server.h"
+#include "services/transport/ucx.h"
+
+namespace sluice::instance {
+namespace {
+
+enum ExitCode { kRuntime = 1, kUsage = 2, kPreflight = 3, kModel = 4 };
+
+// For what has been said already when a stream is closed.
+constexpr absl::Duration kFlush = absl::Seconds(2);
+constexpr int64_t kKvBytesDefault = int64_t{1} << 30;
+
+// A failure, and how the process is to end for it.
+struct Failure {
+  ExitCode code;
+  absl::Status status;
+};
+
+v1::Role ToRole(absl::string_view role) {
+  if (role == "prefill") return v1::ROLE_PREFILL;
+  return role == "decode" ? v1::ROLE_DECODE : v1::ROLE_MIXED;
+}
+
+std::string Bytes(const model::PageHash& hash) {
+  return std::string(reinterpret_cast<const char*>(hash.data()), hash.size());
+}
+
+// Fills in what the section says of sizes.
+absl::Status SizeEngine(const InstanceSection& section, const model::ModelConfig& config,
+                        engine::EngineOptions* options) {
+  const int64_t page_bytes = KvBytesPerToken(config, options->kv_dtype) * kPageTokens;
+  const int64_t memory = static_cast<int64_t>(section.kv_memory.value_or(kKvBytesDefault));
+  options->kv_pages =
+      section.kv_pages.has_value() ? static_cast<int64_t>(*section.kv_pages) : memory / page_bytes;
+  if (options->kv_pages < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kv_memory is ", memory, " bytes, one page of KV of this model is ", page_bytes));
+  }
+  options->slots_max = section.slots;
+  options->step_tokens_max = section.step_tokens;
+  options->positions_max =
+      std::min<int64_t>(config.max_position_embeddings, options->kv_pages * kPageTokens);
+  return absl::OkStatus();
+}
+
+class App {
+ public:
+  App(const Program& program, ShutdownSignal* shutdown)
+      : program_(program),
+        shutdown_(shutdown),
+        section_(SectionOf(program.config, program.process.role)),
+        metrics_({.model = program.config.model.name,
+                  .role = program.process.role,
+                  .instance = program.process.name}) {}
+
+  // Until SIGTERM, or a failure.
+  std::optional<Failure> Run(const BackendFactory& make_backend) {
+    if (absl::Status status = StartServers(); !status.ok()) return Failure{kPreflight, status};
+    shutdown_->OnRequested([this] { OnShutdown(); });
+    const absl::Time started = clock_.Now();
+    if (absl::Status status = Load(make_backend); !status.ok()) return Failure{kModel, status};
+    metrics_.Gauge("sluice_startup_seconds", "From the start to ready", {{"stage", "load"}})
+        .Set(absl::ToDoubleSeconds(clock_.Now() - started));
+    if (absl::Status status = Serve(); !status.ok()) return Failure{kPreflight, status};
+    const absl::Status status = WaitUntilDone();
+    Stop();
+    if (!status.ok()) return Failure{kRuntime, status};
+    return std::nullopt;
+  }
+
+ private:
+  enum class Phase { kLoading, kServing, kStopping };
+
+  // On the signal's thread.
+  void OnShutdown() {
+    if (phase_.exchange(Phase::kStopping) == Phase::kLoading) {
+      LogInfo("stopped while loading");
+      StopLogging();
+      std::_Exit(0);  // nothing is promised to anybody yet
+    }
+    server_->SetReady(false);
+    instance_->BeginDrain();
+  }
+
+  absl::Status StartServers() {
+    SLUICE_ASSIGN_OR_RETURN(metrics_server_,
+                            MetricsServer::Start(program_.process.metrics->ToString(), metrics_));
+    SLUICE_ASSIGN_OR_RETURN(
+        server_,
+        rpc::Server::Start({.address = program_.process.admin->ToString(),
+                            .services = {},
+                            .admin = rpc::AdminHandlers{.drain = [this] { shutdown_->Request(); },
+                                                        .status = [this] { return GetStatus(); }},
+                            .role = program_.process.role}));
+    return absl::OkStatus();
+  }
+
+  v1::GetStatusResponse GetStatus() const {
+    v1::GetStatusResponse response;
+    v1::InstanceStatus& status = *response.add_instances();
+    if (serving_.load()) {
+      status = instance_->status();
+      response.set_ready(instance_->ready());
+    } else {
+      status.set_state("loading");
+    }
+    response.set_draining(shutdown_->requested());
+    status.set_instance(program_.process.name);
+    status.set_role(program_.process.role);
+    return response;
+  }
+
+  absl::Status Load(const BackendFactory& make_backend) {
+    const ModelSection& model = program_.config.model;
+    const ModelSource source{.dir = model.dir,
+                             .numerics = model.numerics,
+                             .threads = section_.threads,
+                             .load_format = model.load_format,
+                             .dummy_seed = model.dummy_seed};
+    LogInfo("loading", {{"model", model.dir}});
+    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
+                            make_backend(source.threads, source.exact()));
+    SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source, std::move(backend)));
+    SLUICE_RETURN_IF_ERROR(SizeEngine(section_, model_.config, &model_.engine_options));
+    SLUICE_ASSIGN_OR_RETURN(
+        engine_, engine::Engine::Create(model_.config, model_.weights, model_.backend.get(),
+                                        model_.engine_options));
+    SLUICE_ASSIGN_OR_RETURN(const model::PageHash model_hash, model::ModelHash(model.dir));
+    hello_.set_protocol_version(v1::PROTOCOL_VERSION_CURRENT);
+    hello_.set_instance(program_.process.name);
+    hello_.set_incarnation(std::random_device{}() | uint64_t{std::random_device{}()} << 32);
+    hello_.set_role(ToRole(program_.process.role));
+    hello_.set_model_name(model.name);
+    hello_.set_model_hash(Bytes(model_hash));
+    hello_.set_kv_layout_hash(
+        Bytes(model::KvLayoutHash(model_.config, model_.engine_options.kv_dtype)));
+    *hello_.mutable_capacity() = CapacityOf(*engine_);
+    hello_.set_software(std::string(SoftwareVersion()));
+    return absl::OkStatus();
+  }
+
+  absl::Status Serve() {
+    if (hello_.role() != v1::ROLE_MIXED) {
+      SLUICE_ASSIGN_OR_RETURN(
+          transport_, transport::MakeUcxTransport(
+                          {.memory = KvMemoryOf(*engine_), .incarnation = hello_.incarnation()}));
+    }
+    instance_metrics_ =
+        std::make_unique<InstanceMetrics>(program_.process.role, hello_.capacity(), &metrics_);
+    const TimeoutsSection& timeouts = program_.config.timeouts;
+    instance_ = std::make_unique<Instance>(
+        InstanceOptions{.core = {.role = hello_.role(),
+                                 .random_seed = std::random_device{}(),
+                                 .drain_grace = timeouts.drain},
+                        .waiting_requests_max = section_.waiting_requests_max,
+                        .heartbeat = timeouts.heartbeat},
+        engine_.get(), transport_.get(), instance_metrics_.get(), &clock_);
+    std::vector<std::string> routers;
+    for (const Address& address : AttachAddresses(program_.config)) {
+      routers.push_back(address.ToString());
+    }
+    attach_ = std::make_unique<AttachClient>(
+        AttachOptions{
+            .routers = std::move(routers), .hello = hello_, .random_seed = hello_.incarnation()},
+        instance_.get());
+    instance_->Start(attach_.get());
+    if (program_.config.balancer.enabled) StartReporter();
+    serving_ = true;
+    server_->SetReady(true);
+    Phase loading = Phase::kLoading;
+    phase_.compare_exchange_strong(loading, Phase::kServing);
+    LogInfo("ready", {{"role", program_.process.role},
+                      {"slots", engine_->options().slots_max},
+                      {"kv_pages", engine_->options().kv_pages},
+                      {"admin", program_.process.admin->ToString()},
+                      {"backend", model_.backend->Describe()}});
+    return absl::OkStatus();
+  }
+
+  void StartReporter() {
+    v1::ExpertLoadReport identity;
+    identity.set_instance(hello_.instance());
+    identity.set_incarnation(hello_.incarnation());
+    identity.set_role(hello_.role());
+    identity.set_model_hash(hello_.model_hash());
+    reporter_ = std::make_unique<LoadReporter>(
+        program_.config.balancer.grpc.ToString(), std::move(identity), model_.config,
+        LoadSource{.take = [this](std::vector<int64_t>* load) { engine_->TakeExpertLoad(load); },
+                   .steps = [this] { return instance_->steps(); }});
+  }
+
+  absl::Status WaitUntilDone() {
+    absl::Status status;
+    do {
+      status = instance_->WaitUntilDone(absl::Hours(1));
+    } while (absl::IsDeadlineExceeded(status));
+    return status;
+  }
+
+  void Stop() {
+    server_->SetReady(false);
+    reporter_.reset();
+    attach_->Close(kFlush);
+    instance_->Stop();
+    transport_.reset();
+    server_->Shutdown(absl::ZeroDuration());
+    LogInfo("stopped");
+  }
+
+  const Program& program_;
+  ShutdownSignal* const shutdown_;
+  const InstanceSection& section_;
+  const RealClock clock_;
+  Metrics metrics_;
+  std::unique_ptr<MetricsServer> metrics_server_;
+
+  LoadedModel model_;
+  std::unique_ptr<engine::Engine> engine_;
+  v1::Hello hello_;
+  std::unique_ptr<transport::KvTransport> transport_;
+  std::unique_ptr<InstanceMetrics> instance_metrics_;
+  std::unique_ptr<Instance> instance_;
+  std::unique_ptr<AttachClient> attach_;
+  std::unique_ptr<LoadReporter> reporter_;
+
+  std::atomic<Phase> phase_{Phase::kLoading};
+  std::atomic<bool> serving_{false};     // instance_ stands
+  std::unique_ptr<rpc::Server> server_;  // last: its handlers use all above
+};
+
+}  // namespace
+
+int RunProgram(int argc, char** argv, std::initializer_list<absl::string_view> roles,
+               const BackendFactory& make_backend) {
+  ShutdownSignal shutdown;
+  const absl::StatusOr<Program> program = StartProgram(argc, argv, roles);
+  if (!program.ok()) {
+    ExitWith(program.status());
+    return kUsage;
+  }
+  App app(*program, &shutdown);
+  const std::optional<Failure> failure = app.Run(make_backend);
+  if (!failure.has_value()) return ExitWith(absl::OkStatus());
+  ExitWith(failure->status);
+  return failure->code;
+}
+
+}  // namespace sluice::instance
