@@ -11,6 +11,12 @@
 #include "absl/strings/str_cat.h"
 
 namespace sluice::router {
+namespace {
+
+// What `sha256sum` says when the variable with the key was empty.
+constexpr char kOfNothing[] = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+}  // namespace
 
 absl::StatusOr<ApiKeys> ApiKeys::Create(absl::Span<const ApiKey> keys) {
   ApiKeys all;
@@ -22,6 +28,10 @@ absl::StatusOr<ApiKeys> ApiKeys::Create(absl::Span<const ApiKey> keys) {
       return absl::InvalidArgumentError(
           absl::StrCat("router.api_keys: the sha256 of \"", key.name,
                        "\" is not 64 hexadecimal digits; make it with: printf %s KEY | sha256sum"));
+    }
+    if (absl::EqualsIgnoreCase(key.sha256, kOfNothing)) {
+      return absl::InvalidArgumentError(absl::StrCat("router.api_keys: the sha256 of \"", key.name,
+                                                     "\" is that of no key at all"));
     }
     const std::string bytes = absl::HexStringToBytes(key.sha256);
     Key& added = all.keys_.emplace_back();
