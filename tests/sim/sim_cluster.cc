@@ -253,7 +253,7 @@ void Cluster::Send(router::WorkerId worker, v1::RouterMessage message) {
   for (const auto& process : processes_) {
     if (process->stream != worker || process->instance == nullptr) continue;
     process->to_worker.push_back(std::move(message));
-    Later(process.get(), [this, p = process.get()] {
+    Later(process.get(), [p = process.get()] {
       if (p->instance != nullptr && !p->frozen && !p->cut && !p->to_worker.empty()) {
         const v1::RouterMessage first = std::move(p->to_worker.front());
         p->to_worker.pop_front();
