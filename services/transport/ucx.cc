@@ -110,7 +110,7 @@ class UcxTransport final : public KvTransport, KvSender, KvReceiver {
   struct SendPeer {
     PeerId id = 0;
     std::unique_ptr<UcxEndpoint> endpoint;
-    bool welcome = false;
+    bool connected = false;  // welcome, and a ping was answered since
     absl::Duration silence;  // while something was asked of it
     absl::Duration since_ping;
     absl::Status status;  // not ok: lost
@@ -140,7 +140,8 @@ class UcxTransport final : public KvTransport, KvSender, KvReceiver {
   bool SendPages(SendPeer* peer);
   void SendPage(SendPeer* peer, TransferTable::Job job);
   void PageSent(PageSend* send, ucs_status_t status);
-  void Heard(PeerId peer);
+  void SendPing(SendPeer* peer);
+  SendPeer* Heard(PeerId peer);
   void DropLostPeers();
 
   void Welcomes();
@@ -292,8 +293,7 @@ void UcxTransport::Tick(absl::Duration since_last) {
                                                          absl::FormatDuration(peer->silence)));
       peers_lost_ = true;
     } else if (peer->since_ping >= kPingEvery) {
-      peer->since_ping = absl::ZeroDuration();
-      peer->endpoint->Send(kPing, AsBytes(Ping{.peer = id, .sender = options_.incarnation}));
+      SendPing(peer.get());
     }
   }
   watching_ = transfers_.Expire(SteadyNow());
@@ -305,6 +305,8 @@ void UcxTransport::Shutdown() {
   for (auto& [id, peer] : send_peers_) closing_.push_back(std::move(peer->endpoint));
   for (auto& [incarnation, peer] : receive_peers_) closing_.push_back(std::move(peer->endpoint));
   for (auto& endpoint : closing_) endpoint->Close();
+  send_peers_.clear();
+  receive_peers_.clear();
   const absl::Time end = SteadyNow() + kShutdown;
   while (!closing_.empty() && SteadyNow() < end) {
     worker_->Progress();
@@ -351,7 +353,7 @@ void UcxTransport::Connect(const TransferTable::Peer& target) {
 
 bool UcxTransport::SendPages(SendPeer* peer) {
   for (int i = 0; i < kPagesAtOnce; ++i) {
-    if (!peer->welcome || !peer->status.ok()) return i > 0;
+    if (!peer->connected || !peer->status.ok()) return i > 0;
     std::optional<TransferTable::Job> job = transfers_.Take(peer->id);
     if (!job) return i > 0;
     if (options_.checksums) Seal(&*job);
@@ -386,9 +388,16 @@ void UcxTransport::PageSent(PageSend* send, ucs_status_t status) {
   delete send;
 }
 
-void UcxTransport::Heard(PeerId id) {
+void UcxTransport::SendPing(SendPeer* peer) {
+  peer->since_ping = absl::ZeroDuration();
+  peer->endpoint->Send(kPing, AsBytes(Ping{.peer = peer->id, .sender = options_.incarnation}));
+}
+
+UcxTransport::SendPeer* UcxTransport::Heard(PeerId id) {
   const auto found = send_peers_.find(id);
-  if (found != send_peers_.end()) found->second->silence = absl::ZeroDuration();
+  if (found == send_peers_.end()) return nullptr;
+  found->second->silence = absl::ZeroDuration();
+  return found->second.get();
 }
 
 void UcxTransport::DropLostPeers() {
@@ -414,15 +423,15 @@ ucs_status_t UcxTransport::OnWelcome(const void* header, size_t header_bytes, vo
                                      uint64_t) {
   Welcome welcome;
   if (!Parse(header, header_bytes, &welcome)) return UCS_OK;
-  const auto found = send_peers_.find(welcome.peer);
-  if (found == send_peers_.end()) return UCS_OK;
-  SendPeer& peer = *found->second;
-  peer.silence = absl::ZeroDuration();
+  SendPeer* peer = Heard(welcome.peer);
+  if (peer == nullptr) return UCS_OK;
   if (welcome.verdict == Verdict::kWelcome) {
-    peer.welcome = true;
+    // Pages wait for one more round trip: behind them, UCX's own messages of connecting would still
+    // be queued when the connection is cut, which UCX 1.13 takes for a broken invariant.
+    SendPing(peer);
     return UCS_OK;
   }
-  peer.status =
+  peer->status =
       welcome.verdict == Verdict::kOtherIncarnation
           ? absl::UnavailableError("the receiver has been restarted since")
           : absl::FailedPreconditionError(
@@ -444,7 +453,8 @@ ucs_status_t UcxTransport::OnAnswer(const void* header, size_t header_bytes, voi
 ucs_status_t UcxTransport::OnPong(const void* header, size_t header_bytes, void*, size_t,
                                   uint64_t) {
   Ping pong;
-  if (Parse(header, header_bytes, &pong)) Heard(pong.peer);
+  if (!Parse(header, header_bytes, &pong)) return UCS_OK;
+  if (SendPeer* peer = Heard(pong.peer)) peer->connected = true;
   return UCS_OK;
 }
 
