@@ -1,0 +1,273 @@
+"""The cluster as its clients meet it, whole and hurt: processes are really killed.
+
+usage: cluster_test.py BIN_DIR     (from the root of the sources; ctest does that)
+"""
+
+import json
+import signal
+import sys
+import threading
+import time
+import unittest
+
+from cluster import MODEL, Cluster
+
+BIN = ""
+QUESTION = {"messages": [{"role": "user", "content": "What is 47 + 85?"}], "temperature": 0}
+# Long enough to be interrupted: it goes on to the limit.
+LONG = {"prompt": "The", "temperature": 0, "max_tokens": 1200, "ignore_eos": True}
+
+
+def text_of(events):
+    return "".join(choice.get("text") or "" for event in events for choice in event["choices"])
+
+
+class WholeTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = Cluster(BIN, prefill=2, decode=2).__enter__()
+
+    @classmethod
+    def tearDownClass(cls):
+        logs = cls.cluster.logs()
+        codes = cls.cluster.stop()
+        assert set(codes.values()) == {0}, f"{codes}\n{logs}"
+
+    def test_models_are_listed(self):
+        status, _, text = self.cluster.request("GET", "/v1/models")
+        self.assertEqual(status, 200)
+        model = json.loads(text)["data"][0]
+        self.assertEqual(model["max_model_len"], 2048)
+        self.assertEqual(model["object"], "model")
+
+    def test_an_answer_with_reasoning(self):
+        reply = self.cluster.post("/v1/chat/completions", QUESTION)
+        message = reply["choices"][0]["message"]
+        self.assertIn("132", message["content"])
+        self.assertNotIn("think", message["content"])
+        self.assertIn("carry", message["reasoning_content"])
+        self.assertEqual(message["reasoning"], message["reasoning_content"])
+        self.assertEqual(reply["choices"][0]["finish_reason"], "stop")
+        usage = reply["usage"]
+        self.assertEqual(usage["total_tokens"], usage["prompt_tokens"] + usage["completion_tokens"])
+
+    def test_a_stream_adds_up_to_the_answer(self):
+        whole = self.cluster.post("/v1/chat/completions", QUESTION)
+        events = list(self.cluster.stream("/v1/chat/completions",
+                                          {**QUESTION, "stream_options": {"include_usage": True}}))
+        self.assertEqual(events[0]["choices"][0]["delta"]["role"], "assistant")
+        deltas = [event["choices"][0]["delta"] for event in events if event["choices"]]
+        self.assertEqual("".join(delta.get("content") or "" for delta in deltas),
+                         whole["choices"][0]["message"]["content"])
+        self.assertEqual("".join(delta.get("reasoning_content") or "" for delta in deltas),
+                         whole["choices"][0]["message"]["reasoning_content"])
+        self.assertEqual(events[-1]["choices"], [])
+        self.assertEqual(events[-1]["usage"]["completion_tokens"], whole["usage"]["completion_tokens"])
+        self.assertGreater(len(deltas), 20, "it was not streamed")
+
+    def test_n_answers_and_their_seed(self):
+        body = {"prompt": "The", "n": 3, "temperature": 1.2, "seed": 11, "max_tokens": 12}
+        first = self.cluster.post("/v1/completions", body)
+        self.assertEqual([choice["index"] for choice in first["choices"]], [0, 1, 2])
+        texts = [choice["text"] for choice in first["choices"]]
+        self.assertGreater(len(set(texts)), 1, "all answers are the same")
+        again = self.cluster.post("/v1/completions", body)
+        self.assertEqual(texts, [choice["text"] for choice in again["choices"]])
+        self.assertEqual(first["usage"]["completion_tokens"], 36)
+
+    def test_logprobs(self):
+        choice = self.cluster.post("/v1/completions", {"prompt": "The", "max_tokens": 5, "logprobs": 3,
+                                                       "temperature": 0})["choices"][0]
+        logprobs = choice["logprobs"]
+        self.assertEqual(len(logprobs["tokens"]), 5)
+        self.assertEqual("".join(logprobs["tokens"]), choice["text"])
+        for own, top in zip(logprobs["token_logprobs"], logprobs["top_logprobs"]):
+            self.assertAlmostEqual(own, max(top.values()), places=5)
+
+    def test_a_stop_string_is_not_shown(self):
+        choice = self.cluster.post("/v1/chat/completions", {**QUESTION, "stop": ["carry"]})["choices"][0]
+        self.assertEqual(choice["finish_reason"], "stop")
+        self.assertNotIn("carry", json.dumps(choice["message"]))
+
+    def test_tokenize_and_back(self):
+        tokens = self.cluster.post("/tokenize", {"prompt": "Sort: 3 1 2"})
+        self.assertEqual(tokens["count"], len(tokens["tokens"]))
+        back = self.cluster.post("/detokenize", {"tokens": tokens["tokens"]})
+        self.assertTrue(back["prompt"].endswith("Sort: 3 1 2"), back)
+
+    def test_errors_have_openais_shape(self):
+        cases = [
+            ({"messages": []}, 400, "messages"),
+            ({**QUESTION, "temperature": -1}, 400, "temperature"),
+            ({**QUESTION, "tools": [{"type": "function"}]}, 400, "tools"),
+            ({**QUESTION, "model": "gpt-17"}, 404, "model"),
+        ]
+        for body, wanted, param in cases:
+            status, _, text = self.cluster.request("POST", "/v1/chat/completions", body)
+            self.assertEqual(status, wanted, text)
+            error = json.loads(text)["error"]
+            self.assertEqual(error["param"], param)
+            self.assertIn(param, error["message"])
+        status, _, text = self.cluster.request("POST", "/v1/completions", {"prompt": "7 " * 5000})
+        self.assertEqual(status, 400)
+        self.assertEqual(json.loads(text)["error"]["code"], "context_length_exceeded")
+        status, _, text = self.cluster.request("POST", "/v1/completions", "{not json")
+        self.assertEqual(status, 400)
+        self.assertEqual(self.cluster.request("GET", "/nowhere")[0], 404)
+        status, headers, _ = self.cluster.request("POST", "/v1/chat/completions",
+                                                  {**QUESTION, "max_tokens": 1, "frobnicate": 3})
+        self.assertEqual(status, 200)
+        self.assertIn("frobnicate", headers["x-sluice-ignored-fields"])
+
+    def test_many_at_once_get_what_each_alone_gets(self):
+        questions = [f"What is {a} + {b}?" for a in range(11, 19) for b in range(31, 35)]
+        answers = {}
+
+        def ask(question):
+            reply = self.cluster.post("/v1/chat/completions", {
+                "messages": [{"role": "user", "content": question}], "temperature": 0})
+            answers[question] = reply["choices"][0]["message"]["content"]
+
+        threads = [threading.Thread(target=ask, args=[question]) for question in questions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(len(answers), len(questions))
+        right = sum(str(eval(q[len("What is "):-1])) in answers[q] for q in questions)  # noqa: S307
+        self.assertGreaterEqual(right, len(questions) - 1)
+
+    def test_a_prompt_seen_before_comes_from_the_cache(self):
+        body = {"prompt": "Here is a text that is long enough to fill pages. " * 12, "max_tokens": 1}
+        self.cluster.post("/v1/completions", body)
+        time.sleep(0.5)  # until the router has heard of it
+        usage = self.cluster.post("/v1/completions", body)["usage"]
+        self.assertGreaterEqual(usage["prompt_tokens_details"]["cached_tokens"], 64)
+
+
+class HurtTest(unittest.TestCase):
+    def test_a_killed_decode_does_not_end_the_stream(self):
+        with Cluster(BIN, prefill=1, decode=2) as cluster:
+            wanted = cluster.post("/v1/completions", LONG)["choices"][0]["text"]
+            for victim in ("decode-1", "decode-2"):
+                events, killed = [], False
+                longest, last = 0.0, None
+                for event in cluster.stream("/v1/completions", LONG):
+                    events.append(event)
+                    now = time.monotonic()
+                    if last is not None:
+                        longest = max(longest, now - last)
+                    last = now
+                    if len(events) == 100 and not killed:
+                        killed = True
+                        cluster.kill(victim)
+                self.assertTrue(killed)
+                self.assertEqual(text_of(events), wanted)
+                self.assertLess(longest, 5.0)
+                cluster.start(victim)
+                time.sleep(2)  # it attaches again
+                cluster.wait_ready(instances=())
+            # One of the two was decoding.
+            self.assertGreaterEqual(cluster.metric("sluice_router_migrations_total"), 1)
+
+    def test_a_stopped_decode_counts_as_dead(self):
+        with Cluster(BIN, prefill=1, decode=2) as cluster:
+            wanted = cluster.post("/v1/completions", LONG)["choices"][0]["text"]
+            for victim in ("decode-1", "decode-2"):
+                events = []
+                for event in cluster.stream("/v1/completions", LONG):
+                    events.append(event)
+                    if len(events) == 100:
+                        cluster.signal(victim, signal.SIGSTOP)
+                self.assertEqual(text_of(events), wanted)
+                cluster.signal(victim, signal.SIGCONT)
+                time.sleep(2)
+
+    def test_a_killed_prefill_does_not_lose_prompts(self):
+        with Cluster(BIN, prefill=2, decode=1) as cluster:
+            bodies = [{"prompt": f"{i} " + "some words to be read first " * 150, "max_tokens": 4, "temperature": 0}
+                      for i in range(16)]
+            wanted = [cluster.post("/v1/completions", body)["choices"][0]["text"] for body in bodies]
+            answers = [None] * len(bodies)
+
+            def ask(i):
+                answers[i] = cluster.post("/v1/completions", {**bodies[i], "cache_salt": "again"})["choices"][0]["text"]
+
+            threads = [threading.Thread(target=ask, args=[i]) for i in range(len(bodies))]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.1)
+            cluster.kill("prefill-1")
+            for thread in threads:
+                thread.join()
+            self.assertEqual(answers, wanted)
+
+    def test_pages_come_back_when_clients_go(self):
+        with Cluster(BIN, prefill=1, decode=1) as cluster:
+            for _ in range(3):
+                stream = cluster.stream("/v1/completions", LONG)
+                for _ in range(5):
+                    next(stream)
+                stream.close()
+            deadline = time.monotonic() + 5
+            while cluster.metric("sluice_router_requests_active") != 0:
+                self.assertLess(time.monotonic(), deadline, "requests of clients that left are still active")
+                time.sleep(0.05)
+            # Room for all of it again: three of them held 60 of 256 pages each.
+            for _ in range(3):
+                self.assertEqual(len(cluster.post("/v1/completions", LONG)["choices"]), 1)
+
+    def test_a_deadline_ends_a_request(self):
+        with Cluster(BIN, sections={"router": {"request_timeout": "300ms"}}) as cluster:
+            status, _, text = cluster.request("POST", "/v1/completions", LONG)
+            self.assertEqual(status, 504, text)
+            self.assertEqual(json.loads(text)["error"]["type"], "timeout_error")
+
+    def test_overload_is_refused_with_a_hint(self):
+        sections = {"router": {"active_requests_max": 2, "queued_requests_max": 2}}
+        with Cluster(BIN, sections=sections) as cluster:
+            results = []
+
+            def ask():
+                status, headers, text = cluster.request("POST", "/v1/completions", LONG)
+                results.append((status, headers.get("Retry-After"), text))
+
+            threads = [threading.Thread(target=ask) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self.assertEqual(len([r for r in results if r[0] == 200]), 4, results)
+            for status, retry_after, text in results:
+                if status != 200:
+                    self.assertEqual(status, 429, text)
+                    self.assertGreaterEqual(int(retry_after), 1)
+
+    def test_without_a_decode_nothing_is_ready(self):
+        with Cluster(BIN) as cluster:
+            cluster.kill("decode-1")
+            time.sleep(1.5)
+            self.assertEqual(cluster.request("GET", "/health")[0], 503)
+            self.assertEqual(cluster.request("GET", "/v1/models")[0], 503)
+
+    def test_each_role_drains(self):
+        with Cluster(BIN, prefill=2, decode=2) as cluster:
+            wanted = cluster.post("/v1/completions", LONG)["choices"][0]["text"]
+            for name in ("decode-1", "prefill-1", "router-1"):
+                events = []
+                for event in cluster.stream("/v1/completions", LONG):
+                    events.append(event)
+                    if len(events) == 50:
+                        cluster.signal(name, signal.SIGTERM)
+                self.assertEqual(text_of(events), wanted, name)
+                self.assertEqual(cluster.processes[name].wait(timeout=15), 0, name)
+
+    def test_a_mixed_instance_is_a_cluster(self):
+        with Cluster(BIN, prefill=0, decode=0, mixed=1) as cluster:
+            reply = cluster.post("/v1/chat/completions", QUESTION)
+            self.assertIn("132", reply["choices"][0]["message"]["content"])
+
+
+if __name__ == "__main__":
+    BIN = sys.argv.pop(1)
+    unittest.main(verbosity=2)
