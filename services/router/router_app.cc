@@ -68,6 +68,7 @@ RouterOptions CoreOptions(const ClusterConfig& config, const ProcessConfig& proc
   options.router = process.name;
   options.incarnation = absl::Uniform<uint64_t>(random);
   options.model_hash.assign(model.hash.begin(), model.hash.end());
+  options.active_requests_max = config.router.active_requests_max;
   options.queued_requests_max = config.router.queued_requests_max;
   options.queue_wait_max = config.router.queue_timeout > absl::ZeroDuration()
                                ? config.router.queue_timeout

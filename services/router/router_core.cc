@@ -156,7 +156,9 @@ void RouterCore::Impl::Unpark(absl::Time now) {
 }
 
 void RouterCore::Impl::Pump(absl::Time now) {
-  while (const std::optional<Waiting> next = queue_.Next(now)) {
+  while (num_placed() < options_.active_requests_max) {
+    const std::optional<Waiting> next = queue_.Next(now);
+    if (!next) return;
     Request* request = FindRequest(next->id);
     const PlacementVerdict verdict = TryPlace(request, now);
     if (verdict == PlacementVerdict::kWait) return;

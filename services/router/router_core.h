@@ -33,6 +33,8 @@ struct RouterOptions {
   std::string router;        // its name in logs of workers
   uint64_t incarnation = 0;  // drawn at start
   std::string model_hash;    // 16 bytes: workers with another one are refused
+  // Placed on instances at the same time; the others wait.
+  int64_t active_requests_max = 1 << 20;
   // Of each class: what may wait for a place. More is refused at once.
   int64_t queued_requests_max = 4096;
   int64_t queued_tokens_max = 16 << 20;

@@ -762,6 +762,22 @@ TEST_F(RouterCoreTest, QueuesAreBoundedByClass) {
   EXPECT_EQ(probe.counts["rejected queue_full"], 1);
 }
 
+TEST_F(RouterCoreTest, NoMoreThanAllowedArePlacedAtOnce) {
+  Restart({.active_requests_max = 2, .queued_requests_max = 1});
+  AttachPair();
+  std::vector<RecordingSink> sinks(4);
+  std::vector<RequestId> ids;
+  for (int i = 0; i < 3; ++i) ids.push_back(Submit(&sinks[i]));
+  EXPECT_EQ(core->Snapshot().queued, 1);
+  EXPECT_EQ(core->Submit(Ask(), &sinks[3], now).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  bus.sent.clear();
+  core->Cancel(ids[0], now);
+  ExpectCancel(kP, ids[0], 1);
+  ExpectCancel(kD, ids[0], 1);
+  EXPECT_EQ(NextAdmits(kP, kD).request(), ids[2]);
+}
+
 TEST_F(RouterCoreTest, AFreedPlaceGoesToTheNextInLineAtOnce) {
   AttachPair();
   std::vector<RecordingSink> sinks(6);

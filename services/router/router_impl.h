@@ -53,6 +53,9 @@ class RouterCore::Impl {
   void Unpark(absl::Time now);
   // Places whoever can be placed, in order. Calls no sink.
   void Pump(absl::Time now);
+  int64_t num_placed() const {
+    return static_cast<int64_t>(requests_.size() - parked_.size()) - queue_.size();
+  }
   void SetTimer(Request* request, absl::Time now);
   void OnTimer(RequestId id, absl::Time now);
 

@@ -85,9 +85,11 @@ class WholeTest(unittest.TestCase):
             self.assertAlmostEqual(own, max(top.values()), places=5)
 
     def test_a_stop_string_is_not_shown(self):
-        choice = self.cluster.post("/v1/chat/completions", {**QUESTION, "stop": ["carry"]})["choices"][0]
+        body = {**QUESTION, "stop": ["= 1", "carry"]}  # the second is in the reasoning alone: no stop
+        choice = self.cluster.post("/v1/chat/completions", body)["choices"][0]
         self.assertEqual(choice["finish_reason"], "stop")
-        self.assertNotIn("carry", json.dumps(choice["message"]))
+        self.assertEqual(choice["message"]["content"], "47 + 85 ")
+        self.assertIn("carry", choice["message"]["reasoning_content"])
 
     def test_tokenize_and_back(self):
         tokens = self.cluster.post("/tokenize", {"prompt": "Sort: 3 1 2"})
