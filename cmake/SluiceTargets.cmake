@@ -1,9 +1,11 @@
 # The helpers every folder uses, so that one call says what a target is.
 #   sluice_library(NAME sluice_x SRCS a.cc b.cc DEPS ...)   one per folder, sources listed by name
 #   sluice_program(NAME x SRCS main.cc DEPS ...)            what a person runs: build/<preset>/bin/x
-#   sluice_test(NAME x_test SRCS x_test.cc DEPS ... [THREADED])
+#   sluice_test(NAME x_test SRCS x_test.cc DEPS ... [THREADED] [GRPC])
 #                                                           one per test file, run by ctest under its
-#                                                           name; THREADED: run under TSan too
+#                                                           name; THREADED: run under TSan too; GRPC: not
+#                                                           with sanitizers, which Debian's gRPC is not
+#                                                           built for
 #   sluice_script_test(NAME x_test SCRIPT x_test.py [ARGS ...])
 #                                                           a Python test, run from the root
 #   sluice_benchmark(NAME x_bench SRCS x_bench.cc DEPS ...)
@@ -43,7 +45,7 @@ if(SLUICE_CCACHE)
 endif()
 
 function(_sluice_parse)
-  cmake_parse_arguments(PARSE_ARGV 0 ARG "THREADED" "NAME;CORPUS" "SRCS;DEPS")
+  cmake_parse_arguments(PARSE_ARGV 0 ARG "THREADED;GRPC" "NAME;CORPUS" "SRCS;DEPS")
   if(ARG_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "${ARG_NAME}: unknown arguments ${ARG_UNPARSED_ARGUMENTS}")
   endif()
@@ -52,6 +54,7 @@ function(_sluice_parse)
   set(ARG_DEPS ${ARG_DEPS} PARENT_SCOPE)
   set(ARG_CORPUS ${ARG_CORPUS} PARENT_SCOPE)
   set(ARG_THREADED ${ARG_THREADED} PARENT_SCOPE)
+  set(ARG_GRPC ${ARG_GRPC} PARENT_SCOPE)
 endfunction()
 
 function(sluice_library)
@@ -79,7 +82,7 @@ function(sluice_test)
     return()
   endif()
   _sluice_parse(${ARGN})
-  if(SLUICE_SANITIZE STREQUAL "thread" AND NOT ARG_THREADED)
+  if((SLUICE_SANITIZE STREQUAL "thread" AND NOT ARG_THREADED) OR (SLUICE_SANITIZE AND ARG_GRPC))
     return()
   endif()
   add_executable(${ARG_NAME} ${ARG_SRCS})
