@@ -148,8 +148,8 @@ void Instance::Loop() {
   while (true) {
     {
       // Idle, it passes now and then; with attempts there are deadlines to keep.
-      const absl::Duration wait =
-          core_->num_attempts() > 0 || core_->draining() ? InstanceCore::kTick : kIdlePass;
+      const bool idle = core_->num_attempts() == 0 && !core_->draining() && !unpublished_;
+      const absl::Duration wait = idle ? kIdlePass : InstanceCore::kTick;
       std::unique_lock lock(mailbox_->mutex);
       mailbox_->changed.wait_for(lock, absl::ToChronoNanoseconds(wait),
                                  [&] { return mailbox_->stopping || !mailbox_->events.empty(); });
@@ -157,6 +157,7 @@ void Instance::Loop() {
       events.swap(mailbox_->events);
     }
     const absl::Time now = clock_->Now();
+    unpublished_ = unpublished_ || !events.empty();
     for (Event& event : events) Handle(std::move(event), now);
     events.clear();
     core_->OnTick(now);
@@ -225,6 +226,7 @@ void Instance::Publish(absl::Time now) {
   const bool due = now >= published_ + kPublish || core_->draining() != published_draining_;
   if (!due && !done) return;
   published_ = now;
+  unpublished_ = false;
   published_draining_ = core_->draining();
   const v1::Heartbeat heartbeat = core_->MakeHeartbeat(now);
   if (metrics_ != nullptr) metrics_->Update(*core_, heartbeat);

@@ -133,6 +133,7 @@ class Instance final : public RouterListener {
   std::unique_ptr<InstanceCore> core_;  // the loop's, once started
   bool failed_ = false;                 // likewise
   absl::Time published_ = absl::InfinitePast();
+  bool unpublished_ = true;  // something has happened since
   bool published_draining_ = false;
   absl::Time rates_since_ = absl::InfinitePast();
   CoreCounters rates_sums_;  // as they stood then

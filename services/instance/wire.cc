@@ -54,7 +54,10 @@ absl::StatusOr<engine::Request> MakeRequest(const v1::Admit& admit) {
       .priority = admit.priority(),
   };
   request.page_hashes.resize(hashes);
-  std::memcpy(request.page_hashes.data(), admit.page_hashes().data(), hashes * kHashBytes);
+  for (size_t i = 0; i < hashes; ++i) {
+    std::memcpy(request.page_hashes[i].data(), admit.page_hashes().data() + i * kHashBytes,
+                kHashBytes);
+  }
   return request;
 }
 
