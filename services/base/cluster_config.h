@@ -47,13 +47,13 @@ struct RouterSection {
   int io_threads = 2;                  // 1..64; tokenizing and hashing, beside the event loop
   int connections_max = 16384;         // 1..1000000, HTTP
   uint64_t body_bytes_max = 16 << 20;  // of one HTTP request; 1KiB..1GiB
-  int active_requests_max = 4096;      // placed on workers; 1..1000000
+  int active_requests_max = 4096;      // placed on instances at once; 1..1000000
   int queued_requests_max = 1024;      // waiting for a worker; 0..1000000; beyond: 429
   absl::Duration queue_timeout = absl::Seconds(30);    // then 503; 0: as long as request_timeout
   absl::Duration request_timeout = absl::Minutes(30);  // of a whole request; 0: none
   int64_t prompt_tokens_max = 0;  // 0: what the model's context holds; longer is refused or cut
-  std::string truncate_prompt =
-      "none";  // none: refuse over-long prompts; left: cut their beginning
+  // Over-long prompts: none: refuse them; left: cut their beginning.
+  std::string truncate_prompt = "none";
   std::vector<ApiKey> api_keys;
 };
 
@@ -69,7 +69,6 @@ struct InstanceSection {
   int waiting_requests_max = 256;     // 1..1000000; admitted without a slot; beyond: refused
   Address admin;    // health, reflection, Admin; the n-th (from 0) has n added to its port
   Address metrics;  // /metrics over HTTP; likewise
-  std::string kv_host = "127.0.0.1";  // the address by which others reach its KV transport
 };
 
 struct BalancerSection {
@@ -85,11 +84,10 @@ struct LoggingSection {
 };
 
 struct TimeoutsSection {
-  absl::Duration heartbeat = absl::Milliseconds(250);  // 10ms..1m; how often workers tell they live
-  absl::Duration dead = absl::Seconds(1);              // > heartbeat; without one for so long: dead
-  absl::Duration wedged = absl::Seconds(2);            // > heartbeat; no step for so long: wedged
-  absl::Duration drain =
-      absl::Seconds(30);  // 0..24h; what is not done by then is handed over or ended
+  // 10ms..400ms; how often workers tell that they live. A router gives them 1 s.
+  absl::Duration heartbeat = absl::Milliseconds(250);
+  // 0..24h; what is not done by then is handed over or ended.
+  absl::Duration drain = absl::Seconds(30);
   absl::Duration start = absl::Minutes(10);  // 1s..24h; `sluice up` gives up when not ready by then
 };
 

@@ -10,6 +10,9 @@ namespace sluice::cli {
 
 using Command = std::function<absl::Status()>;
 
+Command AddUpCommand(CLI::App* parent);
+Command AddChatCommand(CLI::App* parent);
+Command AddTopCommand(CLI::App* parent);
 Command AddGenerateCommand(CLI::App* parent);
 Command AddEvalCommand(CLI::App* parent);
 Command AddInspectCommand(CLI::App* parent);

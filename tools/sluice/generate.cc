@@ -1,9 +1,6 @@
 // sluice generate: one prompt, streamed.
 
-#include <unistd.h>
-
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -26,6 +23,7 @@
 #include "services/model/reply.h"
 #include "tools/sluice/commands.h"
 #include "tools/sluice/model_options.h"
+#include "tools/sluice/printer.h"
 
 namespace sluice::cli {
 namespace {
@@ -154,53 +152,6 @@ nlohmann::json LogprobJson(const engine::SampledToken& token) {
   }
   return {{"token_id", token.token_id}, {"logprob", token.logprob}, {"top_logprobs", top}};
 }
-
-// Streams to stdout as the reply comes; reasoning dimmed on a terminal, in <think> tags elsewhere.
-class Printer {
- public:
-  explicit Printer(bool in_thinking) : color_(isatty(STDOUT_FILENO) == 1) {
-    if (color_) {
-      for (const int signal_number : {SIGINT, SIGTERM}) std::signal(signal_number, &UndimAndDie);
-    }
-    if (in_thinking) OpenReasoning();
-  }
-  void Print(const model::ReplyDelta& delta) {
-    if (!delta.reasoning.empty()) {
-      if (!reasoning_) OpenReasoning();
-      Write(delta.reasoning);
-    }
-    if (!delta.content.empty()) {
-      if (reasoning_) CloseReasoning();
-      Write(delta.content);
-    }
-    std::fflush(stdout);
-  }
-  void Finish() {
-    if (reasoning_) CloseReasoning();
-    std::fputs("\n", stdout);
-    std::fflush(stdout);
-  }
-
- private:
-  void OpenReasoning() {
-    reasoning_ = true;
-    Write(color_ ? "\x1b[2m" : "<think>\n");
-  }
-  void CloseReasoning() {
-    reasoning_ = false;
-    Write(color_ ? "\x1b[0m\n\n" : "\n</think>\n\n");
-  }
-  // The terminal must not stay dim when the reply is interrupted.
-  static void UndimAndDie(int signal_number) {
-    constexpr char kPlain[] = "\x1b[0m\n";
-    [[maybe_unused]] const ssize_t written = write(STDOUT_FILENO, kPlain, sizeof(kPlain) - 1);
-    std::signal(signal_number, SIG_DFL);
-    std::raise(signal_number);
-  }
-  static void Write(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
-  const bool color_;
-  bool reasoning_ = false;
-};
 
 struct Generated {
   std::vector<engine::SampledToken> tokens;

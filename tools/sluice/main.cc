@@ -1,4 +1,4 @@
-// sluice: ask a model, measure its answers, look into a checkpoint.
+// sluice: run a cluster and talk to it; ask a model, measure its answers, look into a checkpoint.
 
 #include <algorithm>
 #include <cerrno>
@@ -19,7 +19,7 @@
 namespace {
 
 constexpr char kAbout[] =
-    "Runs and inspects DeepSeek-V3-class language models.\n"
+    "Serves, asks and inspects DeepSeek-V3-class language models.\n"
     "Answers go to stdout; progress, logs and errors to stderr. Exit status 0, or 1 with a reason.";
 
 // Runs the command to its exit status. Output that did not reach stdout is a failure too.
@@ -39,13 +39,15 @@ int Run(const sluice::cli::Command& command) {
 }
 
 // CLI11 2.1 takes the next argument for the value of "--flag=": so "--flag=value" becomes two
-// arguments. In reverse order, as CLI::App::parse wants them.
+// arguments. What follows "--" is not ours. In reverse order, as CLI::App::parse wants them.
 std::vector<std::string> Arguments(int argc, char** argv) {
   std::vector<std::string> arguments;
+  bool ours = true;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
+    ours = ours && argument != "--";
     const size_t equals = argument.find('=');
-    if (argument.rfind("--", 0) == 0 && equals != std::string::npos) {
+    if (ours && argument.rfind("--", 0) == 0 && equals != std::string::npos) {
       arguments.push_back(argument.substr(0, equals));
       arguments.push_back(argument.substr(equals + 1));
     } else {
@@ -62,8 +64,9 @@ int main(int argc, char** argv) {
   CLI::App app(kAbout, "sluice");
   app.require_subcommand(1);
   std::vector<std::pair<CLI::App*, sluice::cli::Command>> commands;
-  for (auto* add : {&sluice::cli::AddGenerateCommand, &sluice::cli::AddEvalCommand,
-                    &sluice::cli::AddInspectCommand}) {
+  for (auto* add : {&sluice::cli::AddUpCommand, &sluice::cli::AddChatCommand,
+                    &sluice::cli::AddTopCommand, &sluice::cli::AddGenerateCommand,
+                    &sluice::cli::AddEvalCommand, &sluice::cli::AddInspectCommand}) {
     sluice::cli::Command command = (*add)(&app);
     commands.emplace_back(app.get_subcommands(nullptr).back(), std::move(command));
   }
