@@ -3,7 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/prctl.h>
-#include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,7 +11,6 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -53,25 +52,20 @@ std::string HowItEnded(int status) {
 
 }  // namespace
 
+int OpenPidFd(pid_t pid) { return static_cast<int>(syscall(SYS_pidfd_open, pid, 0)); }
+
 Supervisor::Supervisor(SupervisorOptions options, const Clock* clock, OnLine on_line)
-    : options_(options), clock_(*clock), on_line_(std::move(on_line)) {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGCHLD);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  signal_fd_ = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-  if (signal_fd_ < 0) std::abort();  // no file descriptor left at the very start
-}
+    : options_(options), clock_(*clock), on_line_(std::move(on_line)) {}
 
 Supervisor::~Supervisor() {
   for (Child& child : children_) {
     if (child.pid > 0) {
       kill(child.pid, SIGKILL);
       waitpid(child.pid, nullptr, 0);
+      close(child.pid_fd);
     }
     if (child.output >= 0) close(child.output);
   }
-  close(signal_fd_);
 }
 
 absl::Status Supervisor::Start(ChildSpec spec) {
@@ -101,6 +95,7 @@ absl::Status Supervisor::Launch(Child* child) {
     return absl::UnavailableError(absl::StrCat("cannot fork: ", std::strerror(errno)));
   }
   child->pid = pid;
+  child->pid_fd = OpenPidFd(pid);
   child->output = ends[0];
   child->started = clock_.Now();
   child->restart_at = absl::InfiniteFuture();
@@ -108,16 +103,20 @@ absl::Status Supervisor::Launch(Child* child) {
   return absl::OkStatus();
 }
 
-void Supervisor::Poll(absl::Duration timeout, int wake_fd) {
+void Supervisor::Poll(absl::Duration timeout, std::initializer_list<int> wake_fds) {
   absl::Time until = clock_.Now() + timeout;
   for (const Child& child : children_) until = std::min(until, child.restart_at);
-  std::vector<pollfd> fds = {{signal_fd_, POLLIN, 0}, {wake_fd, POLLIN, 0}};
-  for (const Child& child : children_) fds.push_back({child.output, POLLIN, 0});
+  std::vector<pollfd> fds;
+  for (const Child& child : children_) {
+    fds.push_back({child.output, POLLIN, 0});
+    fds.push_back({child.pid_fd, POLLIN, 0});
+  }
+  for (const int fd : wake_fds) fds.push_back({fd, POLLIN, 0});
   const int64_t wait_ms = std::max<int64_t>(
       0, absl::ToInt64Milliseconds(until - clock_.Now() + absl::Microseconds(999)));
-  poll(fds.data(), fds.size(), static_cast<int>(std::min<int64_t>(wait_ms, 60'000)));
+  poll(fds.data(), fds.size(), static_cast<int>(std::min<int64_t>(wait_ms, 1'000)));
   for (size_t i = 0; i < children_.size(); ++i) {
-    if (fds[i + 2].revents != 0) ReadOutput(&children_[i]);
+    if (fds[2 * i].revents != 0) ReadOutput(&children_[i]);
   }
   Reap();
   for (Child& child : children_) {
@@ -158,9 +157,6 @@ void Supervisor::CloseOutput(Child* child) {
 }
 
 void Supervisor::Reap() {
-  signalfd_siginfo ignored;
-  while (read(signal_fd_, &ignored, sizeof ignored) > 0) {
-  }
   for (Child& child : children_) {
     int status = 0;
     if (child.pid > 0 && waitpid(child.pid, &status, WNOHANG) == child.pid) OnDeath(&child, status);
@@ -176,6 +172,8 @@ void Supervisor::OnDeath(Child* child, int status) {
   const bool early = now - child->started < options_.stable;
   child->early_deaths = early ? child->early_deaths + 1 : 1;
   child->pid = 0;
+  close(child->pid_fd);
+  child->pid_fd = -1;
   if (child->stopping) {
     const bool orderly = WIFEXITED(status) && WEXITSTATUS(status) == 0;
     Log(orderly ? LogLevel::kInfo : LogLevel::kWarn, "ended",

@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -34,12 +35,17 @@ struct SupervisorOptions {
   absl::Duration stable = absl::Seconds(30);
 };
 
+// A file descriptor that becomes readable when the process ends; to be closed. A signal such as
+// SIGCHLD would do less: threads that do not block it swallow it. -1, and errno, when there is
+// none.
+int OpenPidFd(pid_t pid);
+
 class Supervisor {
  public:
   // `on_line`: a line that a child has printed, without its end; long ones come in parts.
   using OnLine = std::function<void(const std::string& child, absl::string_view line)>;
 
-  // Blocks SIGCHLD in the calling thread and takes it over. `clock` outlives it.
+  // `clock` outlives it.
   Supervisor(SupervisorOptions options, const Clock* clock, OnLine on_line);
   // Kills what still runs.
   ~Supervisor();
@@ -48,9 +54,9 @@ class Supervisor {
   // cannot be started at all.
   absl::Status Start(ChildSpec spec);
 
-  // Passes on output, notices deaths, restarts what is due; returns after `timeout` at the latest,
-  // or as soon as something happened. `wake_fd` (-1: none) becoming readable is such a thing.
-  void Poll(absl::Duration timeout, int wake_fd);
+  // Passes on output, notices deaths, restarts what is due; returns after `timeout` or a second, or
+  // as soon as something happened; one of `wake_fds` (-1: none) becoming readable is such a thing.
+  void Poll(absl::Duration timeout, std::initializer_list<int> wake_fds);
 
   // SIGTERM, or SIGKILL, to those children whose name passes; they are not started again.
   void Stop(const std::function<bool(const std::string& name)>& which, int signal);
@@ -67,7 +73,8 @@ class Supervisor {
  private:
   struct Child {
     ChildSpec spec;
-    pid_t pid = 0;  // 0: not running
+    pid_t pid = 0;    // 0: not running
+    int pid_fd = -1;  // readable once it has ended
     int output = -1;
     std::string partial_line;
     bool stopping = false;
@@ -86,7 +93,6 @@ class Supervisor {
   const SupervisorOptions options_;
   const Clock& clock_;
   const OnLine on_line_;
-  int signal_fd_ = -1;
   std::vector<Child> children_;
 };
 

@@ -145,7 +145,7 @@ class Cluster {
     if (status.ok() && !shutdown_.requested()) {
       if (options_.command.empty()) {
         PrintReady(config_);
-        while (!shutdown_.requested()) supervisor_.Poll(absl::Seconds(10), wake_fd_);
+        while (!shutdown_.requested()) supervisor_.Poll(absl::Seconds(10), {wake_fd_});
       } else {
         status = RunCommand();
       }
@@ -174,7 +174,7 @@ class Cluster {
     }
     std::string last = "nothing yet";
     while (!routers.empty()) {
-      supervisor_.Poll(kReadyPoll, wake_fd_);
+      supervisor_.Poll(kReadyPoll, {wake_fd_});
       if (shutdown_.requested()) return absl::OkStatus();
       const Supervisor::Failing failing = supervisor_.WorstFailing();
       if (failing.deaths >= kEarlyDeathsMax) {
@@ -218,6 +218,8 @@ class Cluster {
       execvp(argv[0], argv.data());
       _exit(127);
     }
+    const int ended_fd = OpenPidFd(pid);
+    const absl::Cleanup close_it = [ended_fd] { close(ended_fd); };
     int status = 0;
     bool told = false;
     while (waitpid(pid, &status, WNOHANG) == 0) {
@@ -225,7 +227,7 @@ class Cluster {
         kill(pid, SIGTERM);
         told = true;
       }
-      supervisor_.Poll(absl::Seconds(1), told ? -1 : wake_fd_);
+      supervisor_.Poll(absl::Seconds(1), {ended_fd, told ? -1 : wake_fd_});
     }
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return absl::OkStatus();
     return absl::UnknownError(
@@ -243,13 +245,13 @@ class Cluster {
       supervisor_.Stop(which, SIGTERM);
       const absl::Time deadline = clock_.Now() + patience;
       while (supervisor_.Running(which) > 0 && clock_.Now() < deadline) {
-        supervisor_.Poll(deadline - clock_.Now(), -1);
+        supervisor_.Poll(deadline - clock_.Now(), {});
       }
       if (const size_t left = supervisor_.Running(which); left > 0) {
         LogError("not drained in time; killed", {{"processes", left}, {"waited", patience}});
         killed.push_back(absl::StrCat(left, which == IsRouter ? " routers" : " workers"));
         supervisor_.Stop(which, SIGKILL);
-        while (supervisor_.Running(which) > 0) supervisor_.Poll(absl::Seconds(1), -1);
+        while (supervisor_.Running(which) > 0) supervisor_.Poll(absl::Seconds(1), {});
       }
     }
     if (killed.empty()) return absl::OkStatus();
