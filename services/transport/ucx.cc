@@ -29,7 +29,6 @@ constexpr absl::string_view kEndpointPrefix = "sluice-kv-1:";
 // Active messages. A sender says kHello first and sends pages once it is welcome.
 enum MessageId : unsigned { kHello = 1, kWelcome, kPage, kAnswer, kPing, kPong };
 
-// Followed by the sender's worker address.
 struct Hello {
   uint64_t peer = 0;         // what the sender calls this receiver, in answers too
   uint64_t sender = 0;       // incarnation
@@ -61,7 +60,9 @@ bool Parse(const void* bytes, size_t size, T* message) {
 }
 
 // Whether a message's bytes came with it, as everything here is sent, and are not to be fetched.
-bool IsHere(uint64_t flags) { return (flags & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0; }
+bool IsHere(const ucp_am_recv_param_t& param) {
+  return (param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0;
+}
 
 constexpr absl::Duration kTick = absl::Milliseconds(20);  // of deadlines and silence
 constexpr absl::Duration kIdle = absl::Minutes(1);
@@ -110,20 +111,17 @@ class UcxTransport final : public KvTransport, KvSender, KvReceiver {
   struct SendPeer {
     PeerId id = 0;
     std::unique_ptr<UcxEndpoint> endpoint;
-    bool connected = false;  // welcome, and a ping was answered since
+    bool welcome = false;
     absl::Duration silence;  // while something was asked of it
     absl::Duration since_ping;
     absl::Status status;  // not ok: lost
   };
   // A sender that this process answers.
   struct ReceivePeer {
-    PeerId id = 0;  // what it calls us
+    uint64_t sender = 0;  // incarnation, once it said hello
+    PeerId id = 0;        // what it calls us
     std::unique_ptr<UcxEndpoint> endpoint;
     bool lost = false;
-  };
-  struct PendingHello {
-    Hello hello;
-    std::string address;
   };
   // A page that UCX reads.
   struct PageSend {
@@ -144,23 +142,24 @@ class UcxTransport final : public KvTransport, KvSender, KvReceiver {
   SendPeer* Heard(PeerId peer);
   void DropLostPeers();
 
-  void Welcomes();
+  void Accept(ucp_conn_request_h request);
+  ReceivePeer* FindSender(uint64_t incarnation);
   void SendAnswer(const PageHeader& header, Answer answer);
 
   template <auto kMethod>
   absl::Status ListenTo(MessageId id);
   ucs_status_t OnHello(const void* header, size_t header_bytes, void* data, size_t bytes,
-                       uint64_t flags);
+                       const ucp_am_recv_param_t& param);
   ucs_status_t OnWelcome(const void* header, size_t header_bytes, void* data, size_t bytes,
-                         uint64_t flags);
+                         const ucp_am_recv_param_t& param);
   ucs_status_t OnPage(const void* header, size_t header_bytes, void* data, size_t bytes,
-                      uint64_t flags);
+                      const ucp_am_recv_param_t& param);
   ucs_status_t OnAnswer(const void* header, size_t header_bytes, void* data, size_t bytes,
-                        uint64_t flags);
+                        const ucp_am_recv_param_t& param);
   ucs_status_t OnPing(const void* header, size_t header_bytes, void* data, size_t bytes,
-                      uint64_t flags);
+                      const ucp_am_recv_param_t& param);
   ucs_status_t OnPong(const void* header, size_t header_bytes, void* data, size_t bytes,
-                      uint64_t flags);
+                      const ucp_am_recv_param_t& param);
 
   const UcxOptions options_;
   const int wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -173,8 +172,8 @@ class UcxTransport final : public KvTransport, KvSender, KvReceiver {
   // Of the thread.
   std::unique_ptr<UcxWorker> worker_;
   absl::flat_hash_map<PeerId, std::unique_ptr<SendPeer>> send_peers_;
-  absl::flat_hash_map<uint64_t, std::unique_ptr<ReceivePeer>> receive_peers_;  // by incarnation
-  std::vector<PendingHello> hellos_;
+  absl::flat_hash_map<ucp_ep_h, std::unique_ptr<ReceivePeer>> receive_peers_;
+  absl::flat_hash_map<uint64_t, ReceivePeer*> senders_;  // of those that said hello, by incarnation
   std::vector<std::unique_ptr<UcxEndpoint>> closing_;
   absl::flat_hash_set<PageSend*> sends_;
   bool watching_ = false;  // there are transfers
@@ -205,7 +204,7 @@ absl::Status UcxTransport::ListenTo(MessageId id) {
       [](void* self, const void* header, size_t header_bytes, void* data, size_t bytes,
          const ucp_am_recv_param_t* param) {
         return (static_cast<UcxTransport*>(self)->*kMethod)(header, header_bytes, data, bytes,
-                                                            param->recv_attr);
+                                                            *param);
       },
       this);
 }
@@ -268,7 +267,7 @@ bool UcxTransport::RunOnce() {
     Connect(peer);
     watching_ = true;
   }
-  if (!hellos_.empty()) Welcomes();
+  for (ucp_conn_request_h request : worker_->TakeRequests()) Accept(request);
   for (auto& [id, peer] : send_peers_) worked |= SendPages(peer.get());
   for (int i = 0; i < kProgressAtOnce && worker_->Progress(); ++i) worked = true;
   if (peers_lost_) DropLostPeers();
@@ -299,20 +298,22 @@ void UcxTransport::Tick(absl::Duration since_last) {
   watching_ = transfers_.Expire(SteadyNow());
 }
 
-// Bounded: what UCX does not give back in time, it gives back with its worker.
+// Bounded: what UCX does not give back in time it does not touch any more either, without progress.
 void UcxTransport::Shutdown() {
   transfers_.EndAll(absl::CancelledError("the transport is being closed"));
   for (auto& [id, peer] : send_peers_) closing_.push_back(std::move(peer->endpoint));
-  for (auto& [incarnation, peer] : receive_peers_) closing_.push_back(std::move(peer->endpoint));
+  for (auto& [handle, peer] : receive_peers_) closing_.push_back(std::move(peer->endpoint));
   for (auto& endpoint : closing_) endpoint->Close();
   send_peers_.clear();
+  senders_.clear();
   receive_peers_.clear();
   const absl::Time end = SteadyNow() + kShutdown;
   while (!closing_.empty() && SteadyNow() < end) {
     worker_->Progress();
     std::erase_if(closing_, [](const auto& endpoint) { return endpoint->IsClosed(); });
   }
-  worker_.reset();
+  for (ucp_conn_request_h request : worker_->TakeRequests()) worker_->Reject(request);
+  UcxWorker::Retire(std::move(worker_));
   for (PageSend* send : sends_) {
     transfers_.Sent(send->job, absl::CancelledError(""));
     delete send;
@@ -353,7 +354,7 @@ void UcxTransport::Connect(const TransferTable::Peer& target) {
 
 bool UcxTransport::SendPages(SendPeer* peer) {
   for (int i = 0; i < kPagesAtOnce; ++i) {
-    if (!peer->connected || !peer->status.ok()) return i > 0;
+    if (!peer->welcome || !peer->status.ok()) return i > 0;
     std::optional<TransferTable::Job> job = transfers_.Take(peer->id);
     if (!job) return i > 0;
     if (options_.checksums) Seal(&*job);
@@ -413,6 +414,8 @@ void UcxTransport::DropLostPeers() {
   absl::erase_if(receive_peers_, [&](auto& entry) {
     ReceivePeer& peer = *entry.second;
     if (!peer.lost) return false;
+    const auto known = senders_.find(peer.sender);
+    if (known != senders_.end() && known->second == &peer) senders_.erase(known);
     peer.endpoint->Close();
     closing_.push_back(std::move(peer.endpoint));
     return true;
@@ -420,15 +423,13 @@ void UcxTransport::DropLostPeers() {
 }
 
 ucs_status_t UcxTransport::OnWelcome(const void* header, size_t header_bytes, void*, size_t,
-                                     uint64_t) {
+                                     const ucp_am_recv_param_t&) {
   Welcome welcome;
   if (!Parse(header, header_bytes, &welcome)) return UCS_OK;
   SendPeer* peer = Heard(welcome.peer);
   if (peer == nullptr) return UCS_OK;
   if (welcome.verdict == Verdict::kWelcome) {
-    // Pages wait for one more round trip: behind them, UCX's own messages of connecting would still
-    // be queued when the connection is cut, which UCX 1.13 takes for a broken invariant.
-    SendPing(peer);
+    peer->welcome = true;
     return UCS_OK;
   }
   peer->status =
@@ -442,7 +443,7 @@ ucs_status_t UcxTransport::OnWelcome(const void* header, size_t header_bytes, vo
 }
 
 ucs_status_t UcxTransport::OnAnswer(const void* header, size_t header_bytes, void*, size_t,
-                                    uint64_t) {
+                                    const ucp_am_recv_param_t&) {
   AnswerMessage message;
   if (!Parse(header, header_bytes, &message)) return UCS_OK;
   Heard(message.peer);
@@ -451,59 +452,57 @@ ucs_status_t UcxTransport::OnAnswer(const void* header, size_t header_bytes, voi
 }
 
 ucs_status_t UcxTransport::OnPong(const void* header, size_t header_bytes, void*, size_t,
-                                  uint64_t) {
+                                  const ucp_am_recv_param_t&) {
   Ping pong;
-  if (!Parse(header, header_bytes, &pong)) return UCS_OK;
-  if (SendPeer* peer = Heard(pong.peer)) peer->connected = true;
+  if (Parse(header, header_bytes, &pong)) Heard(pong.peer);
   return UCS_OK;
 }
 
 // --- Receiving ---
 
-ucs_status_t UcxTransport::OnHello(const void* header, size_t header_bytes, void* data,
-                                   size_t bytes, uint64_t flags) {
-  PendingHello pending;
-  if (!Parse(header, header_bytes, &pending.hello) || !IsHere(flags)) return UCS_OK;
-  pending.address.assign(static_cast<const char*>(data), bytes);
-  hellos_.push_back(std::move(pending));  // connecting is not for a callback
+void UcxTransport::Accept(ucp_conn_request_h request) {
+  auto peer = std::make_unique<ReceivePeer>();
+  ReceivePeer* raw = peer.get();
+  auto endpoint = UcxEndpoint::Accept(worker_.get(), request, [this, raw](const absl::Status&) {
+    raw->lost = true;
+    peers_lost_ = true;
+  });
+  if (!endpoint.ok()) return;  // the sender will notice
+  peer->endpoint = *std::move(endpoint);
+  receive_peers_.emplace(raw->endpoint->handle(), std::move(peer));
+}
+
+ucs_status_t UcxTransport::OnHello(const void* header, size_t header_bytes, void*, size_t,
+                                   const ucp_am_recv_param_t& param) {
+  Hello hello;
+  if (!Parse(header, header_bytes, &hello)) return UCS_OK;
+  const auto found = receive_peers_.find(param.reply_ep);
+  if (found == receive_peers_.end()) return UCS_OK;
+  ReceivePeer* peer = found->second.get();
+  peer->id = hello.peer;
+  peer->sender = hello.sender;
+  senders_[hello.sender] = peer;  // instead of a connection that it lost, perhaps
+  const KvLayout& layout = options_.memory.layout;
+  Verdict verdict = Verdict::kWelcome;
+  if (hello.incarnation != options_.incarnation) {
+    verdict = Verdict::kOtherIncarnation;
+  } else if (hello.layers != layout.layers || hello.page_rows != layout.page_rows ||
+             hello.row_bytes != layout.row_bytes) {
+    verdict = Verdict::kOtherLayout;
+  }
+  peer->endpoint->Send(kWelcome, AsBytes(Welcome{.peer = hello.peer, .verdict = verdict}));
   return UCS_OK;
 }
 
-void UcxTransport::Welcomes() {
-  for (PendingHello& pending : std::exchange(hellos_, {})) {
-    const Hello& hello = pending.hello;
-    const KvLayout& layout = options_.memory.layout;
-    Verdict verdict = Verdict::kWelcome;
-    if (hello.incarnation != options_.incarnation) {
-      verdict = Verdict::kOtherIncarnation;
-    } else if (hello.layers != layout.layers || hello.page_rows != layout.page_rows ||
-               hello.row_bytes != layout.row_bytes) {
-      verdict = Verdict::kOtherLayout;
-    }
-    auto peer = std::make_unique<ReceivePeer>();
-    peer->id = hello.peer;
-    ReceivePeer* raw = peer.get();
-    auto endpoint =
-        UcxEndpoint::Connect(worker_.get(), pending.address, [this, raw](const absl::Status&) {
-          raw->lost = true;
-          peers_lost_ = true;
-        });
-    if (!endpoint.ok()) continue;  // the sender will hear nothing, and give up
-    peer->endpoint = *std::move(endpoint);
-    peer->endpoint->Send(kWelcome, AsBytes(Welcome{.peer = hello.peer, .verdict = verdict}));
-    std::unique_ptr<ReceivePeer>& known = receive_peers_[hello.sender];
-    if (known != nullptr) {  // it lost its connection and came again
-      known->endpoint->Close();
-      closing_.push_back(std::move(known->endpoint));
-    }
-    known = std::move(peer);
-  }
+UcxTransport::ReceivePeer* UcxTransport::FindSender(uint64_t incarnation) {
+  const auto found = senders_.find(incarnation);
+  return found == senders_.end() || found->second->lost ? nullptr : found->second;
 }
 
 ucs_status_t UcxTransport::OnPage(const void* header_data, size_t header_bytes, void* data,
-                                  size_t bytes, uint64_t flags) {
+                                  size_t bytes, const ucp_am_recv_param_t& param) {
   PageHeader header;
-  if (!Parse(header_data, header_bytes, &header) || !IsHere(flags)) return UCS_OK;
+  if (!Parse(header_data, header_bytes, &header) || !IsHere(param)) return UCS_OK;
   const LeaseTable::Arrival arrival = leases_.Start(header, bytes, SteadyNow());
   Answer answer = arrival.answer;
   if (answer == Answer::kTaken) {
@@ -516,20 +515,18 @@ ucs_status_t UcxTransport::OnPage(const void* header_data, size_t header_bytes, 
 
 void UcxTransport::SendAnswer(const PageHeader& header, Answer answer) {
   if (answer == Answer::kTaken) return;
-  const auto found = receive_peers_.find(header.sender);
-  if (found == receive_peers_.end() || found->second->lost) return;
-  found->second->endpoint->Send(
-      kAnswer, AsBytes(AnswerMessage{
-                   .peer = found->second->id, .transfer = header.transfer, .answer = answer}));
+  ReceivePeer* peer = FindSender(header.sender);
+  if (peer == nullptr) return;
+  peer->endpoint->Send(
+      kAnswer,
+      AsBytes(AnswerMessage{.peer = peer->id, .transfer = header.transfer, .answer = answer}));
 }
 
 ucs_status_t UcxTransport::OnPing(const void* header, size_t header_bytes, void*, size_t,
-                                  uint64_t) {
+                                  const ucp_am_recv_param_t&) {
   Ping ping;
   if (!Parse(header, header_bytes, &ping)) return UCS_OK;
-  const auto found = receive_peers_.find(ping.sender);
-  if (found == receive_peers_.end() || found->second->lost) return UCS_OK;
-  found->second->endpoint->Send(kPong, AsBytes(ping));
+  if (ReceivePeer* peer = FindSender(ping.sender)) peer->endpoint->Send(kPong, AsBytes(ping));
   return UCS_OK;
 }
 
@@ -537,7 +534,8 @@ ucs_status_t UcxTransport::OnPing(const void* header, size_t header_bytes, void*
 
 absl::StatusOr<std::unique_ptr<KvTransport>> MakeUcxTransport(UcxOptions options) {
   SLUICE_RETURN_IF_ERROR(CheckMemory(options.memory));
-  SLUICE_ASSIGN_OR_RETURN(auto worker, UcxWorker::Create(options.transports, options.net_devices));
+  SLUICE_ASSIGN_OR_RETURN(auto worker,
+                          UcxWorker::Create(options.transports, options.net_devices, options.host));
   auto transport = std::make_unique<UcxTransport>(std::move(options), std::move(worker));
   SLUICE_RETURN_IF_ERROR(transport->Listen());
   transport->Start();

@@ -27,6 +27,8 @@ struct UcxOptions {
   // those environment variables, and without them whatever there is.
   std::string transports;
   std::string net_devices;
+  // IP address of this machine under which senders reach it; a free port is taken.
+  std::string host = "127.0.0.1";
   absl::Duration peer_timeout = absl::Milliseconds(900);
   // False makes and verifies no checksums: only to measure what they cost. Both sides must agree.
   bool checksums = true;

@@ -1,7 +1,16 @@
-// KV transfer over UCX: the common cases over shared memory and TCP, and processes that die.
+// KV transfer over UCX: the common cases over shared memory and TCP, and a process that is killed.
 #include "services/transport/ucx.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <string>
+#include <thread>
 #include <utility>
+
+#include <gmock/gmock.h>
 
 #include "services/transport/kv_transfer_cases.h"
 
@@ -27,9 +36,104 @@ TestNetworkMaker Over(std::string name, std::string transports) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ucx, KvTransferTest,
-                         testing::Values(Over("shared_memory", "posix,cma,self"),
+                         testing::Values(Over("shared_memory", "posix,tcp,self"),
                                          Over("tcp", "tcp,self")),
                          NetworkName);
 
+TEST(Ucx, SaysWhatIsWrongWhenItCannotStart) {
+  const KvLayout layout{.layers = 1, .pages = 1, .page_rows = 4, .row_bytes = 40};
+  const Pool pool(layout, 1);
+  const auto no_transport =
+      MakeUcxTransport({.memory = pool.memory(), .transports = "carrier_pigeon"});
+  EXPECT_EQ(no_transport.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(no_transport.status().message(), testing::HasSubstr("carrier_pigeon"));
+  const auto no_host = MakeUcxTransport({.memory = pool.memory(), .host = "not an address"});
+  EXPECT_EQ(no_host.status().code(), absl::StatusCode::kInvalidArgument);
+  const auto foreign_host = MakeUcxTransport({.memory = pool.memory(), .host = "192.0.2.1"});
+  EXPECT_EQ(foreign_host.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(foreign_host.status().message(), testing::HasSubstr("192.0.2.1"));
+  KvMemory no_memory = pool.memory();
+  no_memory.layers.clear();
+  EXPECT_EQ(MakeUcxTransport({.memory = no_memory}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+// What this program does as the child of KilledReceiverTest: leases pages, says so on its standard
+// output, and waits to be killed.
+constexpr KvLayout kLayout{.layers = 2, .pages = 4, .page_rows = 4, .row_bytes = 40};
+constexpr char kChildVariable[] = "SLUICE_UCX_TEST_CHILD";
+
+void BeTheReceiver(const std::string& transports) {
+  UcxTestNetwork network(transports);
+  Side side(&network, kLayout, 22);
+  const v1::Lease lease = side.MakeLease(1, 0, {1, 2});
+  Box<LeaseResult> done;
+  if (!side.Open(lease, 8, done).ok()) return;
+  const std::string text = lease.SerializeAsString();
+  const auto size = static_cast<uint32_t>(text.size());
+  if (write(STDOUT_FILENO, &size, sizeof(size)) < 0) return;
+  if (write(STDOUT_FILENO, text.data(), text.size()) < 0) return;
+  while (side.transport->receiver().receiver_stats().pages_received < 1) std::this_thread::yield();
+  if (write(STDOUT_FILENO, "r", 1) < 0) return;
+  pause();
+}
+
+class KilledReceiverTest : public testing::TestWithParam<std::pair<const char*, int>> {};
+
+TEST_P(KilledReceiverTest, IsNoticedWithinASecond) {
+  const auto [transports, signal] = GetParam();
+  int out[2];
+  ASSERT_EQ(pipe(out), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    dup2(out[1], STDOUT_FILENO);
+    setenv(kChildVariable, transports, 1);
+    execl("/proc/self/exe", "ucx_test", nullptr);
+    _exit(1);
+  }
+  close(out[1]);
+  uint32_t size = 0;
+  ASSERT_EQ(read(out[0], &size, sizeof(size)), static_cast<ssize_t>(sizeof(size)));
+  std::string text(size, '\0');
+  ASSERT_EQ(read(out[0], text.data(), size), static_cast<ssize_t>(size));
+  v1::Lease lease;
+  ASSERT_TRUE(lease.ParseFromString(text));
+
+  UcxTestNetwork network(transports);
+  Side from(&network, kLayout, 11);
+  Box<absl::Status> sent, again;
+  const TransferId transfer = from.Begin(lease, sent);
+  ASSERT_EQ(from.transport->sender().Write(transfer, {{0, 0, 0, 4}}), absl::OkStatus());
+  char received = 0;
+  ASSERT_EQ(read(out[0], &received, 1), 1);
+  kill(child, signal);
+  const absl::Time killed = absl::Now();
+  (void)from.transport->sender().Write(transfer, {{0, 1, 1, 4}});
+  EXPECT_EQ(CodeOf(sent), absl::StatusCode::kUnavailable);
+  EXPECT_LT(absl::Now() - killed, absl::Seconds(3));  // 1 s, and a busy machine
+  // And whoever still believes in it is told the same.
+  from.Begin(lease, again);
+  EXPECT_EQ(CodeOf(again), absl::StatusCode::kUnavailable);
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  close(out[0]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ucx, KilledReceiverTest,
+                         testing::Values(std::pair("posix,tcp,self", SIGKILL),
+                                         std::pair("posix,tcp,self", SIGSTOP),
+                                         std::pair("tcp,self", SIGKILL),
+                                         std::pair("tcp,self", SIGSTOP)));
+
 }  // namespace
 }  // namespace sluice::transport
+
+int main(int argc, char** argv) {
+  if (const char* transports = std::getenv(sluice::transport::kChildVariable)) {
+    sluice::transport::BeTheReceiver(transports);
+    return 1;
+  }
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}

@@ -1,9 +1,14 @@
 #include "services/transport/ucx_worker.h"
 
+#include <netdb.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <sys/socket.h>
 #include <ucs/config/global_opts.h>
 
 #include <cstdlib>
+#include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -40,6 +45,31 @@ absl::Status Set(ucp_config_t* config, const char* name, const char* value) {
   return UcxError(absl::StrCat("UCX does not take ", value, " for UCX_", name), status);
 }
 
+// Of an IP address and a port.
+class SocketAddress {
+ public:
+  absl::Status Parse(const std::string& host, const std::string& port) {
+    addrinfo hints = {}, *found = nullptr;
+    hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;  // nothing that asks a name server
+    hints.ai_socktype = SOCK_STREAM;
+    if (getaddrinfo(host.c_str(), port.c_str(), &hints, &found) != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", host, "\", port \"", port, "\": not an IP address and a port"));
+    }
+    std::memcpy(&storage_, found->ai_addr, found->ai_addrlen);
+    size_ = found->ai_addrlen;
+    freeaddrinfo(found);
+    return absl::OkStatus();
+  }
+  ucs_sock_addr_t view() const {
+    return {.addr = reinterpret_cast<const sockaddr*>(&storage_), .addrlen = size_};
+  }
+
+ private:
+  sockaddr_storage storage_ = {};
+  socklen_t size_ = 0;
+};
+
 }  // namespace
 
 absl::Status UcxError(absl::string_view what, ucs_status_t status) {
@@ -47,9 +77,11 @@ absl::Status UcxError(absl::string_view what, ucs_status_t status) {
 }
 
 absl::StatusOr<std::unique_ptr<UcxWorker>> UcxWorker::Create(const std::string& transports,
-                                                             const std::string& net_devices) {
+                                                             const std::string& net_devices,
+                                                             const std::string& host) {
   auto worker = std::unique_ptr<UcxWorker>(new UcxWorker);
   SLUICE_RETURN_IF_ERROR(worker->Start(transports, net_devices));
+  SLUICE_RETURN_IF_ERROR(worker->ListenOn(host));
   return worker;
 }
 
@@ -100,18 +132,46 @@ absl::Status UcxWorker::Start(const std::string& transports, const std::string& 
         "the present ones",
         status);
   }
-  ucp_address_t* address = nullptr;
-  size_t bytes = 0;
-  status = ucp_worker_get_address(worker_, &address, &bytes);
-  if (status != UCS_OK) return UcxError("UCX cannot tell its worker's address", status);
-  address_.assign(reinterpret_cast<const char*>(address), bytes);
-  ucp_worker_release_address(worker_, address);
+  return absl::OkStatus();
+}
+
+absl::Status UcxWorker::ListenOn(const std::string& host) {
+  SocketAddress address;
+  SLUICE_RETURN_IF_ERROR(address.Parse(host, "0"));
+  ucp_listener_params_t params = {};
+  params.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER;
+  params.sockaddr = address.view();
+  params.conn_handler.cb = [](ucp_conn_request_h request, void* self) {
+    static_cast<UcxWorker*>(self)->requests_.push_back(request);
+  };
+  params.conn_handler.arg = this;
+  ucs_status_t status = ucp_listener_create(worker_, &params, &listener_);
+  if (status != UCS_OK) {
+    return UcxError(
+        absl::StrCat("UCX cannot listen on ", host, "; see that it is an address of this machine"),
+        status);
+  }
+  ucp_listener_attr_t attributes = {};
+  attributes.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR;
+  status = ucp_listener_query(listener_, &attributes);
+  if (status != UCS_OK) return UcxError("UCX cannot tell the port that it listens on", status);
+  // The port lies at the same place in IPv4 and IPv6 addresses.
+  const auto* bound = reinterpret_cast<const sockaddr_in*>(&attributes.sockaddr);
+  address_ = absl::StrCat(host, ":", ntohs(bound->sin_port));
   return absl::OkStatus();
 }
 
 UcxWorker::~UcxWorker() {
+  if (listener_ != nullptr) ucp_listener_destroy(listener_);
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+void UcxWorker::Retire(std::unique_ptr<UcxWorker> worker) {
+  static std::mutex mutex;
+  static auto* const retired = new std::vector<std::unique_ptr<UcxWorker>>;  // never destroyed
+  const std::lock_guard lock(mutex);
+  retired->push_back(std::move(worker));
 }
 
 absl::Status UcxWorker::Listen(unsigned id, ucp_am_recv_callback_t handler, void* argument) {
@@ -143,13 +203,32 @@ void UcxWorker::Sleep(int wake_fd, absl::Duration timeout) {
 absl::StatusOr<std::unique_ptr<UcxEndpoint>> UcxEndpoint::Connect(
     UcxWorker* worker, absl::string_view address,
     std::function<void(const absl::Status&)> on_error) {
-  auto endpoint = std::unique_ptr<UcxEndpoint>(new UcxEndpoint);
-  endpoint->worker_ = worker;
-  endpoint->on_error_ = std::move(on_error);
+  const size_t colon = address.rfind(':');
+  SocketAddress socket;
+  SLUICE_RETURN_IF_ERROR(
+      socket.Parse(std::string(address.substr(0, colon)),
+                   colon == absl::string_view::npos ? "" : std::string(address.substr(colon + 1))));
   ucp_ep_params_t params = {};
-  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
-                      UCP_EP_PARAM_FIELD_ERR_HANDLER;
-  params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+  params.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR;
+  params.flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER;
+  params.sockaddr = socket.view();
+  return Create(worker, params, std::move(on_error));
+}
+
+absl::StatusOr<std::unique_ptr<UcxEndpoint>> UcxEndpoint::Accept(
+    UcxWorker* worker, ucp_conn_request_h request,
+    std::function<void(const absl::Status&)> on_error) {
+  ucp_ep_params_t params = {};
+  params.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST;
+  params.conn_request = request;
+  return Create(worker, params, std::move(on_error));
+}
+
+absl::StatusOr<std::unique_ptr<UcxEndpoint>> UcxEndpoint::Create(
+    UcxWorker* worker, ucp_ep_params_t params, std::function<void(const absl::Status&)> on_error) {
+  auto endpoint = std::unique_ptr<UcxEndpoint>(new UcxEndpoint);
+  endpoint->on_error_ = std::move(on_error);
+  params.field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
   params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
   params.err_handler.cb = [](void* argument, ucp_ep_h, ucs_status_t status) {
     auto* self = static_cast<UcxEndpoint*>(argument);
