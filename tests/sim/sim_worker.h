@@ -17,28 +17,6 @@
 
 namespace sluice::sim {
 
-// The token at an output position of the answer to a prompt: what every instance agrees on.
-uint32_t TokenOf(uint64_t prompt_hash, uint64_t position);
-template <typename Ids>
-uint64_t HashOf(const Ids& prompt_ids) {
-  uint64_t hash = 14695981039346656037u;
-  for (uint32_t id : prompt_ids) hash = (hash ^ id) * 1099511628211u;
-  return hash;
-}
-
-// Chances of faults, each time there is an occasion. All zero: a good instance.
-struct Faults {
-  double refuse = 0;       // an admit, though there is room
-  double hand_back = 0;    // a request, in a step
-  double kv_fails = 0;     // a transfer
-  double kv_is_lost = 0;   // a transfer, silently
-  double damaged = 0;      // a step's logits of a request
-  double contradicts = 0;  // a token that was sent already, in a step
-  double gap = 0;          // tokens left out, in a step
-  double repeats = 0;      // the last token sent once more: allowed
-  double kv_gap = 0;       // a sequence number of KV events left out
-};
-
 class SimWorker final : public Instance {
  public:
   struct Options {
@@ -70,7 +48,8 @@ class SimWorker final : public Instance {
   using Key = std::pair<uint64_t, uint32_t>;  // request, attempt
   struct Leg {
     v1::Leg leg = v1::LEG_UNSPECIFIED;
-    uint64_t prompt_hash = 0;
+    uint64_t hash = kNoTokens;  // of prompt and output
+    uint32_t last_token = 0;
     uint64_t outputs = 0;  // known so far, those of former attempts included
     uint64_t first_output = 0;
     uint32_t max_tokens = 0;
@@ -87,6 +66,8 @@ class SimWorker final : public Instance {
     bool started = false;
     absl::Time deadline = absl::InfiniteFuture();
     absl::Time patience;
+
+    uint32_t Next();  // the next output token
   };
 
   void OnAdmit(const v1::Admit& admit);
