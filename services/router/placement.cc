@@ -31,10 +31,11 @@ bool PrefillFull(const Candidate& c) {
   return c.waiting_tokens / TokensPerSecond(c) > kPrefillBacklogSeconds;
 }
 
-// A few may wait for a slot, so that it does not stay empty while KV is under way.
+// A decode gives every lease a slot; on a mixed instance a few may wait for one, so that it does
+// not stay empty.
 bool DecodeFull(const Candidate& c, int64_t pages) {
-  return c.full || c.requests >= c.slots + std::max<int64_t>(1, c.slots / 4) ||
-         pages - c.cached_pages > c.kv_pages_free;
+  const int64_t requests_max = IsMixed(c) ? c.slots + std::max<int64_t>(1, c.slots / 4) : c.slots;
+  return c.full || c.requests >= requests_max || pages - c.cached_pages > c.kv_pages_free;
 }
 
 double PrefillSeconds(const PlacementNeed& need, const Candidate& c) {

@@ -624,15 +624,15 @@ TEST_F(RouterCoreTest, DeadlinesEndQueuedAndPlacedRequests) {
   ExpectCancel(kP, id, 1);
   ExpectCancel(kD, id, 1);
 
-  // Five places on a decode with four slots; the sixth waits.
-  std::vector<RecordingSink> sinks(6);
-  for (int i = 0; i < 5; ++i) Submit(&sinks[i]);
-  EXPECT_EQ(bus.sent.size(), 10);
+  // The decode has four slots; the fifth request waits.
+  std::vector<RecordingSink> sinks(5);
+  for (int i = 0; i < 4; ++i) Submit(&sinks[i]);
+  EXPECT_EQ(bus.sent.size(), 8);
   request.deadline = now + absl::Milliseconds(100);
-  ASSERT_TRUE(core->Submit(request, &sinks[5], now).ok());
+  ASSERT_TRUE(core->Submit(request, &sinks[4], now).ok());
   EXPECT_EQ(core->Snapshot().queued, 1);
   Pass(absl::Milliseconds(100), {});
-  EXPECT_EQ(sinks[5].error.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(sinks[4].error.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_FALSE(sinks[0].ended());
 }
 
@@ -751,7 +751,7 @@ TEST_F(RouterCoreTest, QueuesAreBoundedByClass) {
   Restart({.queued_requests_max = 2});
   AttachPair();
   std::vector<RecordingSink> sinks(9);
-  for (int i = 0; i < 7; ++i) Submit(&sinks[i]);  // five are placed
+  for (int i = 0; i < 6; ++i) Submit(&sinks[i]);  // four are placed
   const absl::Status full = core->Submit(Ask(), &sinks[7], now).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(RetryAfter(full).has_value());
@@ -780,14 +780,14 @@ TEST_F(RouterCoreTest, NoMoreThanAllowedArePlacedAtOnce) {
 
 TEST_F(RouterCoreTest, AFreedPlaceGoesToTheNextInLineAtOnce) {
   AttachPair();
-  std::vector<RecordingSink> sinks(6);
+  std::vector<RecordingSink> sinks(5);
   std::vector<RequestId> ids;
   for (RecordingSink& sink : sinks) ids.push_back(Submit(&sink));
   bus.sent.clear();
   core->Cancel(ids[2], now);
   ExpectCancel(kP, ids[2], 1);
   ExpectCancel(kD, ids[2], 1);
-  EXPECT_EQ(NextAdmits(kP, kD).request(), ids[5]);
+  EXPECT_EQ(NextAdmits(kP, kD).request(), ids[4]);
 }
 
 TEST_F(RouterCoreTest, ARequestGoesWhereItsPrefixIs) {

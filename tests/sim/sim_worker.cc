@@ -116,7 +116,8 @@ void SimWorker::OnAdmit(const v1::Admit& admit) {
     leg.deadline = world_->now() + absl::Milliseconds(admit.deadline_ms());
 
   if (draining_) return Refuse(admit, v1::Refused::CODE_DRAINING);
-  const bool room = pages_taken() + leg.pages <= options_.kv_pages;
+  const bool slot = options_.role != v1::ROLE_DECODE || legs_.size() < options_.slots;
+  const bool room = slot && pages_taken() + leg.pages <= options_.kv_pages;
   if (!room || world_->Chance(options_.faults.refuse))
     return Refuse(admit, v1::Refused::CODE_NO_ROOM);
   if (leg.leg == v1::LEG_DECODE) {
