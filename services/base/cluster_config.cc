@@ -79,6 +79,7 @@ void Describe(ConfigVisitor& v, InstanceSection& s) {
   v.Int("waiting_requests_max", &s.waiting_requests_max, 1, kMillion);
   v.HostPort("admin", &s.admin);
   v.HostPort("metrics", &s.metrics);
+  v.Text("kv_host", &s.kv_host);
   if (s.kv_pages.has_value() && s.kv_memory.has_value()) {
     v.Problem("kv_memory", "stands beside kv_pages: give one of the two");
   }
@@ -86,6 +87,7 @@ void Describe(ConfigVisitor& v, InstanceSection& s) {
     v.Problem("step_tokens", absl::StrCat("is ", s.step_tokens, ", fewer than the ", s.slots,
                                           " slots; each running request takes a token of a step"));
   }
+  if (s.kv_host.empty()) v.Problem("kv_host", "is empty; wanted an IP address of this machine");
 }
 
 void Describe(ConfigVisitor& v, BalancerSection& s) {

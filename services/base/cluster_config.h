@@ -69,6 +69,7 @@ struct InstanceSection {
   int waiting_requests_max = 256;     // 1..1000000; admitted without a slot; beyond: refused
   Address admin;    // health, reflection, Admin; the n-th (from 0) has n added to its port
   Address metrics;  // /metrics over HTTP; likewise
+  std::string kv_host = "127.0.0.1";  // IP address under which prefills reach its KV transport
 };
 
 struct BalancerSection {

@@ -53,7 +53,7 @@ router:
   api_keys:
     - {name: team-a, sha256: 2CF24DBA5FB0A30E26E83B2AC5B9E29E1B161E5C1FA7425E73043362938B9824}
 prefill: {count: 2, threads: 4, slots: 8, step_tokens: 1024, kv_pages: 512, waiting_requests_max: 9}
-decode: {count: 3, kv_memory: 2GiB, admin: 127.0.0.1:0, metrics: 127.0.0.1:0}
+decode: {count: 3, kv_memory: 2GiB, admin: 127.0.0.1:0, metrics: 127.0.0.1:0, kv_host: 10.0.0.9}
 mixed: {count: 1}
 balancer: {enabled: false, window: 30s}
 logging: {level: debug, format: json}
@@ -92,6 +92,7 @@ timeouts: {heartbeat: 100ms, drain: 0, start: 20s}
   EXPECT_EQ(config->prefill.kv_pages, 512u);
   EXPECT_EQ(config->prefill.waiting_requests_max, 9);
   EXPECT_EQ(config->decode.kv_memory, uint64_t{2} << 30);
+  EXPECT_EQ(config->decode.kv_host, "10.0.0.9");
   EXPECT_FALSE(config->balancer.enabled);
   EXPECT_EQ(config->balancer.window, absl::Seconds(30));
   EXPECT_EQ(config->logging.level, LogLevel::kDebug);
@@ -147,6 +148,7 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
       {"mixed: {threads: 1025}", "mixed.threads"},
       {"mixed: {count: 4097}", "mixed.count"},
       {"mixed: {slots: 99999999999999999999}", "mixed.slots"},
+      {"mixed: {kv_host: ''}", "mixed.kv_host: is empty"},
       {"mixed: {kv_pages: 0}", "mixed.kv_pages: is '0'"},
       {"mixed: {kv_memory: 1}",
        "mixed.kv_memory: is '1'; wanted a size like 512MiB, 1MiB to 64TiB"},

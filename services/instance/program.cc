@@ -168,9 +168,10 @@ class App {
 
   absl::Status Serve() {
     if (hello_.role() != v1::ROLE_MIXED) {
-      SLUICE_ASSIGN_OR_RETURN(
-          transport_, transport::MakeUcxTransport(
-                          {.memory = KvMemoryOf(*engine_), .incarnation = hello_.incarnation()}));
+      SLUICE_ASSIGN_OR_RETURN(transport_,
+                              transport::MakeUcxTransport({.memory = KvMemoryOf(*engine_),
+                                                           .incarnation = hello_.incarnation(),
+                                                           .host = section_.kv_host}));
     }
     instance_metrics_ =
         std::make_unique<InstanceMetrics>(program_.process.role, hello_.capacity(), &metrics_);
