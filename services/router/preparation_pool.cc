@@ -12,7 +12,7 @@
 namespace sluice::router {
 namespace {
 
-constexpr int kNice = 5;  // of these threads, on Linux a thread's own affair
+constexpr int kNice = 5;  // of threads for large work; on Linux a thread's own affair
 
 PreparationPoolOptions WithEnoughThreads(PreparationPoolOptions options) {
   options.threads = std::max(options.threads, 2);
@@ -23,7 +23,9 @@ PreparationPoolOptions WithEnoughThreads(PreparationPoolOptions options) {
 
 PreparationPool::PreparationPool(const PreparationPoolOptions& options)
     : options_(WithEnoughThreads(options)) {
-  for (int i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { RunThread(); });
+  for (int i = 0; i < options_.threads; ++i) {
+    threads_.emplace_back([this, large = i < options_.threads / 2] { RunThread(large); });
+  }
 }
 
 PreparationPool::~PreparationPool() {
@@ -49,33 +51,23 @@ absl::Status PreparationPool::Run(int64_t bytes, std::function<void()> work) {
   return absl::OkStatus();
 }
 
-bool PreparationPool::MayTakeLarge() const {
-  return !large_.empty() && large_running_ < options_.threads - 1;
-}
-
-bool PreparationPool::HasWork() const { return stopping_ || !small_.empty() || MayTakeLarge(); }
-
-void PreparationPool::RunThread() {
-  setpriority(PRIO_PROCESS, 0, kNice);
+void PreparationPool::RunThread(bool large) {
+  if (large) setpriority(PRIO_PROCESS, 0, kNice);
   while (true) {
     Item item;
-    bool is_large = false;
     {
       absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(this, &PreparationPool::HasWork));
+      std::deque<Item>& queue = large ? large_ : small_;
+      const auto has_work = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stopping_ || !queue.empty();
+      };
+      mutex_.Await(absl::Condition(&has_work));
       if (stopping_) return;
-      is_large = small_.empty();
-      std::deque<Item>& queue = is_large ? large_ : small_;
       item = std::move(queue.front());
       queue.pop_front();
       waiting_bytes_ -= item.bytes;
-      if (is_large) ++large_running_;
     }
     item.work();
-    if (is_large) {
-      absl::MutexLock lock(&mutex_);
-      --large_running_;
-    }
   }
 }
 
