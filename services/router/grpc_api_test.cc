@@ -87,7 +87,8 @@ class GrpcApiTest : public ::testing::Test {
   }
   template <typename F>
   void WaitUntil(F holds) {
-    for (bool held = false; !held;) {
+    bool held = false;
+    while (!held) {
       OnLoop([&] { held = holds(); });
       std::this_thread::yield();
     }
@@ -209,7 +210,8 @@ TEST_F(GrpcApiTest, CutsOffAClientThatDoesNotRead) {
   auto reader = v1::Generation::NewStub(channel_)->Chat(&context, Hi());
   WaitUntil([&] { return backend_.running.size() == 1; });
   const std::vector<uint32_t> tokens = TestTokens(std::string(20000, 'x'));
-  for (bool running = true; running;) {
+  bool running = true;
+  while (running) {
     OnLoop([&] {
       running = !backend_.running.empty();
       if (running) backend_.Give(1, tokens);

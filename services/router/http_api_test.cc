@@ -71,7 +71,8 @@ class HttpApiTest : public ::testing::Test {
   // Gives the loop its turn until it holds; a test that waits in vain is ended by ctest.
   template <typename F>
   void WaitUntil(F holds) {
-    for (bool held = false; !held;) {
+    bool held = false;
+    while (!held) {
       OnLoop([&] { held = holds(); });
       std::this_thread::yield();
     }
