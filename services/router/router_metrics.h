@@ -1,5 +1,5 @@
 // What a router measures, as Prometheus metrics: our own names and those of vLLM that dashboards
-// know (services/base/metrics.h). docs/reference/metrics.md lists them.
+// know (services/base/metrics.h). Their help texts say what they are.
 //
 // Threads: the loop's.
 #pragma once
