@@ -384,6 +384,8 @@ void UcxTransport::SendPage(SendPeer* peer, TransferTable::Job job) {
 
 void UcxTransport::PageSent(PageSend* send, ucs_status_t status) {
   sends_.erase(send);
+  // A page that left says that the peer reads: the answer to a ping may be far behind it.
+  if (status == UCS_OK) Heard(send->job.peer);
   transfers_.Sent(send->job, status == UCS_OK ? absl::OkStatus()
                                               : UcxError("a page could not be sent", status));
   delete send;

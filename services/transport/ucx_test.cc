@@ -129,6 +129,11 @@ INSTANTIATE_TEST_SUITE_P(Ucx, KilledReceiverTest,
 }  // namespace
 }  // namespace sluice::transport
 
+// What UCX itself does not give back.
+extern "C" const char* __lsan_default_suppressions() {
+  return "leak:libucs\nleak:libucp\nleak:libuct\n";
+}
+
 int main(int argc, char** argv) {
   if (const char* transports = std::getenv(sluice::transport::kChildVariable)) {
     sluice::transport::BeTheReceiver(transports);
