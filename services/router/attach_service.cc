@@ -35,7 +35,7 @@ class AttachService::Impl final : public v1::Attach::CallbackService {
   RouterCore* core = nullptr;
 
  private:
-  void Attach(const std::shared_ptr<Stream>& stream, const v1::Hello& hello);
+  void Greet(const std::shared_ptr<Stream>& stream, const v1::Hello& hello);
 
   const Post post_;
   const Clock* const clock_;
@@ -180,13 +180,13 @@ void AttachService::Impl::Deliver(std::shared_ptr<Stream> stream, v1::WorkerMess
     if (stream->greeted) {
       core->OnWorkerMessage(stream->id(), *shared, clock_->Now());
     } else {
-      Attach(stream, shared->hello());  // an empty one is refused
+      Greet(stream, shared->hello());  // an empty one is refused
     }
     stream->Delivered();
   });
 }
 
-void AttachService::Impl::Attach(const std::shared_ptr<Stream>& stream, const v1::Hello& hello) {
+void AttachService::Impl::Greet(const std::shared_ptr<Stream>& stream, const v1::Hello& hello) {
   if (closed_) return stream->Finish({grpc::StatusCode::UNAVAILABLE, "this router is leaving"});
   streams_.emplace(stream->id(), stream);  // the core answers at once
   const absl::Status status = core->OnWorkerHello(stream->id(), hello, clock_->Now());
