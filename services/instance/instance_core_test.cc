@@ -247,6 +247,7 @@ TEST(InstanceCoreTest, BadFieldsAreNamed) {
       {[](v1::Admit* a) { a->mutable_sampling()->set_max_tokens(0); }, "max_tokens"},
       {[](v1::Admit* a) { a->set_page_hashes(std::string(5, 'x')); }, "page_hashes"},
       {[](v1::Admit* a) { a->set_page_hashes(std::string(32, 'x')); }, "page_hashes"},
+      {[](v1::Admit* a) { a->set_page_hash_seed("seed"); }, "page_hash_seed"},
   };
   for (const auto role : {v1::ROLE_PREFILL, v1::ROLE_DECODE, v1::ROLE_MIXED}) {
     for (const Case& test : cases) {

@@ -47,6 +47,10 @@ absl::StatusOr<engine::Request> MakeRequest(const v1::Admit& admit) {
         "page_hashes has ", admit.page_hashes().size(), " bytes; wanted are ", kHashBytes,
         " for each of at most ", tokens / model::kHashPageTokens, " full pages"));
   }
+  if (const size_t size = admit.page_hash_seed().size(); size != 0 && size != kHashBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("page_hash_seed has ", size, " bytes; wanted are ", kHashBytes, " or none"));
+  }
   engine::Request request{
       .prompt = ToTokens(admit.prompt_ids()),
       .output = ToTokens(admit.output_ids()),
@@ -57,6 +61,9 @@ absl::StatusOr<engine::Request> MakeRequest(const v1::Admit& admit) {
   for (size_t i = 0; i < hashes; ++i) {
     std::memcpy(request.page_hashes[i].data(), admit.page_hashes().data() + i * kHashBytes,
                 kHashBytes);
+  }
+  if (!admit.page_hash_seed().empty()) {
+    std::memcpy(request.page_hash_seed.emplace().data(), admit.page_hash_seed().data(), kHashBytes);
   }
   return request;
 }

@@ -268,6 +268,15 @@ class HurtTest(unittest.TestCase):
         with Cluster(BIN, prefill=0, decode=0, mixed=1) as cluster:
             reply = cluster.post("/v1/chat/completions", QUESTION)
             self.assertIn("132", reply["choices"][0]["message"]["content"])
+            # What it answered comes from its cache in the next turn, but for nobody else.
+            body = {"prompt": "The", "max_tokens": 200, "temperature": 0, "ignore_eos": True, "cache_salt": "turns"}
+            answer = cluster.post("/v1/completions", {**body, "return_token_ids": True})["choices"][0]
+            # Tokens, not text: text may be cut into other tokens.
+            prompt = cluster.post("/tokenize", {"prompt": "The"})["tokens"] + answer["token_ids"]
+            for salt, least, most in (("turns", 64, 192), ("somebody else", 0, 0)):
+                again = cluster.post("/v1/completions", {**body, "prompt": prompt, "max_tokens": 1, "cache_salt": salt})
+                cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+                self.assertTrue(least <= cached <= most, f"{salt}: {cached}")
 
 
 if __name__ == "__main__":
