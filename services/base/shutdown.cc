@@ -60,7 +60,7 @@ void ShutdownSignal::Listen() {
 
 void ShutdownSignal::OnRequested(std::function<void()> callback) {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (!requested_) {
       callback_ = std::move(callback);
       return;
@@ -72,24 +72,28 @@ void ShutdownSignal::OnRequested(std::function<void()> callback) {
 void ShutdownSignal::Request() {
   std::function<void()> callback;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (requested_) return;
     requested_ = true;
     callback = std::move(callback_);
   }
+  changed_.notify_all();
   if (callback != nullptr) callback();
 }
 
 bool ShutdownSignal::requested() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   return requested_;
 }
 
-void ShutdownSignal::Wait() const { WaitFor(absl::InfiniteDuration()); }
+void ShutdownSignal::Wait() const {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return requested_; });
+}
 
 bool ShutdownSignal::WaitFor(absl::Duration timeout) const {
-  absl::MutexLock lock(&mutex_);
-  return mutex_.AwaitWithTimeout(absl::Condition(&requested_), timeout);
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout), [this] { return requested_; });
 }
 
 }  // namespace sluice

@@ -1,11 +1,11 @@
 // SIGTERM and Ctrl-C as something that a program can wait for.
 #pragma once
 
+#include <condition_variable>
 #include <functional>
+#include <mutex>
 #include <thread>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
 namespace sluice {
@@ -36,9 +36,11 @@ class ShutdownSignal {
  private:
   void Listen();
 
-  mutable absl::Mutex mutex_;
-  bool requested_ ABSL_GUARDED_BY(mutex_) = false;
-  std::function<void()> callback_ ABSL_GUARDED_BY(mutex_);
+  // Not absl's: ThreadSanitizer cannot see into the packaged library.
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  bool requested_ = false;  // both under the mutex
+  std::function<void()> callback_;
   int signal_fd_ = -1;
   int stop_fd_ = -1;
   std::thread thread_;
