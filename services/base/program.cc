@@ -26,7 +26,8 @@ void PrintUsage(absl::string_view program, std::initializer_list<absl::string_vi
       "  --instance NAME  which process of the file this is, such as ", *roles.begin(),
       "-1; default: the first one\n", "  --version        what this is\n",
       "  --help           this text\n\n",
-      "SIGTERM and Ctrl-C drain; a second one ends at once. Exit status 0, or not 0 with a reason.\n");
+      "SIGTERM and Ctrl-C drain; a second one ends at once. Exit status 0, or not 0 with a "
+      "reason.\n");
   std::fputs(text.c_str(), stdout);
 }
 

@@ -4,11 +4,11 @@
 // read, and a plan may refer to tokens that an earlier one has yet to sample (kSampledToken).
 // Logits never leave the device.
 //
-// Threads: Submit from one thread (the owner of the scheduler), Wait from one, which may be another;
-// steps run on a thread of the engine's own. KV memory may be read, and pages of it written, by other threads while steps
-// run, as KvCacheView says. The destructor waits for the steps in flight. Errors: a bad plan is
-// InvalidArgument and changes nothing. A step that fails makes the engine unusable: its Wait and
-// everything after return that error.
+// Threads: Submit from one thread (the owner of the scheduler), Wait from one, which may be
+// another; steps run on a thread of the engine's own. KV memory may be read, and pages of it
+// written, by other threads while steps run, as KvCacheView says. The destructor waits for the
+// steps in flight. Errors: a bad plan is InvalidArgument and changes nothing. A step that fails
+// makes the engine unusable: its Wait and everything after return that error.
 #pragma once
 
 #include <array>

@@ -108,9 +108,9 @@ class CheckpointSource final : public WeightSource {
       for (int64_t i = 0; i < size; ++i) {
         out[i] = ElementAt(stored.data, stored.dtype, i);
         if (std::isfinite(out[i])) continue;
-        return absl::InvalidArgumentError(absl::StrCat(stored.file->path(), ": tensor ",
-                                                       QuoteName(stored.name), " has ", out[i],
-                                                       " at index ", i, ", wanted finite numbers of 0 and more"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(stored.file->path(), ": tensor ", QuoteName(stored.name), " has ", out[i],
+                         " at index ", i, ", wanted finite numbers of 0 and more"));
       }
       return absl::OkStatus();
     });
@@ -202,9 +202,9 @@ absl::Status CheckScales(const StoredTensor& stored) {
   for (int64_t i = 0; i < count; ++i) {
     const float scale = ElementAt(stored.data, DType::kF32, i);
     if (std::isfinite(scale) && scale >= 0) continue;
-    return absl::InvalidArgumentError(absl::StrCat(stored.file->path(), ": tensor ",
-                                                   QuoteName(stored.name), " has the scale ", scale,
-                                                   " at index ", i, ", wanted finite numbers of 0 and more"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(stored.file->path(), ": tensor ", QuoteName(stored.name), " has the scale ",
+                     scale, " at index ", i, ", wanted finite numbers of 0 and more"));
   }
   return absl::OkStatus();
 }

@@ -8,7 +8,7 @@ namespace sluice::model {
 namespace {
 
 ReplyDelta Feed(const Tokenizer& tokenizer, const std::string& text, const ReplyOptions& options,
-               std::optional<size_t>* stop) {
+                std::optional<size_t>* stop) {
   auto reply = Reply::Create(&tokenizer, options);
   EXPECT_TRUE(reply.ok()) << reply.status();
   const auto ids = tokenizer.Encode(text, {});

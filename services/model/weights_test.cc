@@ -542,8 +542,7 @@ TEST(LoadWeightsTest, DamagedCheckpoints) {
       {"a scale that is no number", true,
        [&](TestTensors& t) { t[o + "_scale_inv"].bytes = Floats(4, kNan); },
        "tensor \"" + o + "_scale_inv\" has the scale nan at index 3, wanted finite numbers"},
-      {"a negative scale", true,
-       [&](TestTensors& t) { t[o + "_scale_inv"].bytes = Floats(4, -1); },
+      {"a negative scale", true, [&](TestTensors& t) { t[o + "_scale_inv"].bytes = Floats(4, -1); },
        "tensor \"" + o + "_scale_inv\" has the scale -1 at index 3, wanted finite numbers"},
       {"an infinite norm weight", false,
        [&](TestTensors& t) {
