@@ -50,15 +50,12 @@ class CoreBackend final : public TokenBackend {
   }
   void Cancel(RequestId id) override { core_.Cancel(id, clock_.Now()); }
   bool CanPlace() const override { return core_.CanPlace(); }
-  std::string KvLayoutHash() const override { return kv_layout_hash_; }
+  std::string KvLayoutHash() const override { return core_.KvLayoutHash(); }
   absl::Time Now() const override { return clock_.Now(); }
-
-  void set_kv_layout_hash(std::string hash) { kv_layout_hash_ = std::move(hash); }
 
  private:
   RouterCore& core_;
   const Clock& clock_;
-  std::string kv_layout_hash_;
 };
 
 RouterOptions CoreOptions(const ClusterConfig& config, const ProcessConfig& process,
@@ -189,7 +186,6 @@ class RouterApp::Impl {
     core_.OnTick(clock_.Now());
     if (++ticks_ % kTicksPerUpdate == 0) {
       const RouterSnapshot snapshot = core_.Snapshot();
-      backend_.set_kv_layout_hash(snapshot.kv_layout_hash);
       router_metrics_.Update(snapshot);
       router_metrics_.connections().Set(http_->num_connections());
       v1::GetStatusResponse status = router_metrics_.Status(snapshot);

@@ -60,6 +60,8 @@ bool RouterCore::idle() const { return impl_->idle(); }
 bool RouterCore::CanPlace() const { return impl_->CanPlace(); }
 RouterSnapshot RouterCore::Snapshot() const { return impl_->Snapshot(); }
 
+std::string RouterCore::KvLayoutHash() const { return impl_->KvLayoutHash(); }
+
 RouterCore::Impl::Impl(RouterOptions options, WorkerBus* bus, RouterProbe* probe)
     : options_(std::move(options)),
       bus_(bus),
@@ -300,6 +302,10 @@ bool RouterCore::Impl::CanPlace() const {
   return !draining_ && LongestSequence(DescribeAll(/*placeable_only=*/true)).tokens > 0;
 }
 
+std::string RouterCore::Impl::KvLayoutHash() const {
+  return workers_.empty() ? "" : workers_.rbegin()->second.hello().kv_layout_hash();
+}
+
 RouterSnapshot RouterCore::Impl::Snapshot() const {
   RouterSnapshot snapshot;
   for (const auto& [id, worker] : workers_) {
@@ -309,7 +315,6 @@ RouterSnapshot RouterCore::Impl::Snapshot() const {
                                   .state = worker.state(),
                                   .legs = static_cast<int64_t>(worker.requests().size())});
     snapshot.model_name = worker.hello().model_name();
-    snapshot.kv_layout_hash = worker.hello().kv_layout_hash();
   }
   std::sort(snapshot.instances.begin(), snapshot.instances.end(),
             [](const InstanceSnapshot& a, const InstanceSnapshot& b) {

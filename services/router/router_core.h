@@ -69,7 +69,6 @@ struct RouterSnapshot {
   bool can_place = false;      // what /health and the list of models say
   int64_t positions_max = 0;   // of a sequence on the largest instances that are there, or 0
   std::string model_name;      // as workers name it; empty before the first one came
-  std::string kv_layout_hash;  // of the instance that attached last: seeds of page hashes
 };
 
 class RouterCore {
@@ -110,6 +109,8 @@ class RouterCore {
   // CanPlace alone is cheap.
   bool CanPlace() const;
   RouterSnapshot Snapshot() const;
+  // Of the instance that attached last, for the seeds of page hashes; empty before the first.
+  std::string KvLayoutHash() const;
 
  private:
   class Impl;

@@ -37,6 +37,7 @@ class RouterCore::Impl {
   bool idle() const { return requests_.empty(); }
   bool CanPlace() const;
   RouterSnapshot Snapshot() const;
+  std::string KvLayoutHash() const;
 
  private:
   // Why an attempt is over, and whom not to try again.
