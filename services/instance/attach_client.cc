@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -22,6 +23,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::seconds kEndOfStreams{10};  // between complaints
+
 }  // namespace
 
 struct AttachClient::Impl {
@@ -29,10 +32,10 @@ struct AttachClient::Impl {
   // One router: its channel, and the stream to it, if there is one.
   struct Peer {
     std::string address;
-    std::unique_ptr<v1::Attach::Stub> stub;
-    std::shared_ptr<Stream> stream;  // from dialling to OnDone
-    Clock::time_point dial_at{};     // when there is none
-    Clock::time_point welcome_by{};  // while it is not attached
+    std::unique_ptr<v1::Attach::Stub> stub;  // holds the channel
+    std::shared_ptr<Stream> stream;          // from dialling to OnDone
+    Clock::time_point dial_at{};             // when there is none
+    Clock::time_point welcome_by{};          // while it is not attached
     absl::Duration backoff;
     std::string last_error;  // logged once until it changes
   };
@@ -40,6 +43,7 @@ struct AttachClient::Impl {
   Impl(AttachOptions options, RouterListener* listener);
   void Run();
   void StartStream(Peer* peer);
+  void Destroy(Stream* stream);
   void OnAttached(Stream* stream, const std::string& router);
   void OnDone(Stream* stream, const grpc::Status& status);
 
@@ -49,13 +53,15 @@ struct AttachClient::Impl {
   std::condition_variable changed;
   std::vector<Peer> peers;
   std::map<RouterId, std::shared_ptr<Stream>> attached;
+  int live_streams = 0;  // objects, whoever holds them
   RouterId next_router = 1;
   bool closing = false;
   std::mt19937_64 random;
   std::thread thread;
 };
 
-// Lives until gRPC has called OnDone, which is the last call.
+// Lives until gRPC has called OnDone, which is the last call, and whoever sends along it has done
+// so. Its context holds the channel.
 class AttachClient::Impl::Stream final
     : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::RouterMessage> {
  public:
@@ -197,9 +203,21 @@ void AttachClient::Impl::Run() {
 
 // REQUIRES mutex.
 void AttachClient::Impl::StartStream(Peer* peer) {
-  peer->stream = std::make_shared<Stream>(this, peer - peers.data(), next_router++);
+  ++live_streams;
+  peer->stream = std::shared_ptr<Stream>(new Stream(this, peer - peers.data(), next_router++),
+                                         [this](Stream* stream) { Destroy(stream); });
   peer->welcome_by = Clock::now() + absl::ToChronoNanoseconds(options.welcome_timeout);
   peer->stream->Start(peer->stub.get(), options.hello);
+}
+
+// Without the mutex held. Counted only once it is gone: a stream that outlived the peers would take
+// the last hold of its channel with it, on a thread of gRPC's, which must not destroy channels: the
+// last one's end joins that very thread.
+void AttachClient::Impl::Destroy(Stream* stream) {
+  delete stream;
+  const std::lock_guard lock(mutex);
+  --live_streams;
+  changed.notify_all();  // under the lock: whoever waits may destroy this object next
 }
 
 void AttachClient::Impl::OnAttached(Stream* stream, const std::string& router) {
@@ -241,10 +259,13 @@ void AttachClient::Impl::OnDone(Stream* stream, const grpc::Status& status) {
     LogWarn(was_attached ? "router lost" : "cannot attach", {{"address", address}, {"why", why}});
   }
   if (was_attached) listener->OnGone(id);
-  std::shared_ptr<Stream> last;  // the object goes when this function returns
-  const std::lock_guard lock(mutex);
-  last = std::move(peers[stream->peer].stream);
-  changed.notify_all();  // under the lock: whoever waits may destroy this object next
+  std::shared_ptr<Stream> last;
+  {
+    const std::lock_guard lock(mutex);
+    last = std::move(peers[stream->peer].stream);
+    changed.notify_all();
+  }
+  last.reset();  // after this nothing of this object may be used
 }
 
 AttachClient::AttachClient(AttachOptions options, RouterListener* listener)
@@ -278,10 +299,7 @@ void AttachClient::Close(absl::Duration grace) {
   std::unique_lock lock(impl_->mutex);
   impl_->closing = true;
   impl_->changed.notify_all();
-  const auto ended = [&] {
-    return std::all_of(impl_->peers.begin(), impl_->peers.end(),
-                       [](const Impl::Peer& peer) { return peer.stream == nullptr; });
-  };
+  const auto ended = [&] { return impl_->live_streams == 0; };
   for (const Impl::Peer& peer : impl_->peers) {
     if (peer.stream != nullptr) peer.stream->Finish();
   }
@@ -289,7 +307,11 @@ void AttachClient::Close(absl::Duration grace) {
   for (const Impl::Peer& peer : impl_->peers) {
     if (peer.stream != nullptr) peer.stream->Break();
   }
-  impl_->changed.wait(lock, ended);  // soon: gRPC answers every cancelled call
+  // Soon: gRPC answers every cancelled call. There is no going on without: it calls into this
+  // object.
+  while (!impl_->changed.wait_for(lock, kEndOfStreams, ended)) {
+    LogError("streams to routers do not end", {{"streams", impl_->live_streams}});
+  }
   lock.unlock();
   if (impl_->thread.joinable()) impl_->thread.join();
 }

@@ -161,6 +161,22 @@ TEST(AttachClientTest, MessagesGoBothWaysAndOutBeforeTheEnd) {
   EXPECT_EQ(listener.events.Count("gone"), 1);
 }
 
+// Each client here has the only channel of the process that lives on callbacks, and its end must
+// not be left to a thread of gRPC's.
+TEST(AttachClientTest, ClosingLeavesNothingToGrpcsThreads) {
+  FakeRouter router([&](ServerStream* stream) {
+    stream->Write(Welcome());
+    return ReadAll(&router, stream);
+  });
+  for (int i = 0; i < 300; ++i) {
+    Listener listener;
+    AttachClient client(Options(router), &listener);
+    listener.events.WaitFor("attached");
+    client.Close(i % 2 == 0 ? absl::Seconds(60) : absl::ZeroDuration());
+    EXPECT_EQ(listener.events.Count("gone"), 1);
+  }
+}
+
 TEST(AttachClientTest, AStreamThatEndsIsDialledAnewAsAnotherOne) {
   FakeRouter router([](ServerStream* stream) {
     stream->Write(Welcome());
