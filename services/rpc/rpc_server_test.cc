@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "grpc/support/log.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/generic/generic_stub.h"
@@ -168,6 +169,15 @@ TEST_F(ServerTest, AdminVerbsReachTheirHandlers) {
   EXPECT_THAT(std::string(wrong.status().message()), HasSubstr(address_));
   EXPECT_TRUE(LogEnabled(LogLevel::kDebug));
   SetLogLevel(LogLevel::kInfo);
+}
+
+TEST_F(ServerTest, WhatGrpcCallsAnErrorIsOneAndSaysWhere) {
+  testing::internal::CaptureStderr();
+  gpr_log("src/core/queue.cc", 42, GPR_LOG_SEVERITY_ERROR, "assertion failed: %s", "prior > 0");
+  const std::string line = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(line, HasSubstr("assertion failed: prior > 0"));
+  EXPECT_THAT(line, HasSubstr("src/core/queue.cc:42"));
+  EXPECT_THAT(line, HasSubstr("error"));
 }
 
 TEST_F(ServerTest, ATakenPortIsAnError) {

@@ -26,13 +26,14 @@ namespace {
 constexpr int kKeepaliveTimeMs = 30'000;
 constexpr int kKeepaliveTimeoutMs = 10'000;
 
-// gRPC's own messages become lines of the log. What it calls an error it mends by itself, or the
-// caller is told.
+// gRPC's own messages become lines of the log. An error may be the assertion that ends the process.
 void LogForGrpc(gpr_log_func_args* arguments) {
-  const LogLevel level = arguments->severity == GPR_LOG_SEVERITY_ERROR  ? LogLevel::kWarn
+  const LogLevel level = arguments->severity == GPR_LOG_SEVERITY_ERROR  ? LogLevel::kError
                          : arguments->severity == GPR_LOG_SEVERITY_INFO ? LogLevel::kDebug
                                                                         : LogLevel::kTrace;
-  Log(level, "grpc", {{"message", arguments->message}});
+  Log(level, "grpc",
+      {{"message", arguments->message},
+       {"at", absl::StrCat(arguments->file, ":", arguments->line)}});
 }
 
 class AdminService final : public v1::Admin::CallbackService {
