@@ -278,7 +278,7 @@ void TransferTable::FailPeer(PeerId peer_id, const absl::Status& status) {
 bool TransferTable::Busy(PeerId peer) const {
   const std::lock_guard lock(mutex_);
   const auto found = peers_.find(peer);
-  return found != peers_.end() && found->second->transfers > 0;
+  return found != peers_.end() && (found->second->transfers > 0 || found->second->jobs > 0);
 }
 
 bool TransferTable::Expire(absl::Time now) {

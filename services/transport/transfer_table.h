@@ -79,7 +79,8 @@ class TransferTable {
   // The connection is lost: all its transfers end with `status`, and the next Begin for the same
   // endpoint makes a new peer. Its jobs must still be Sent, as they come home.
   void FailPeer(PeerId peer, const absl::Status& status);
-  // Whether anything is asked of this peer: transfers that have not ended.
+  // Whether anything is asked of this peer: transfers that have not ended, or pages taken and not
+  // Sent, also of transfers that have.
   bool Busy(PeerId peer) const;
 
   // Ends what is over its deadline. False: no transfer is left to be watched.
