@@ -99,8 +99,8 @@ class KvReceiver {
 
   // The fence. From the call on no copy into the lease's pages starts. Ok: none is in flight
   // either, the pages may be used for something else, and the lease is forgotten. DeadlineExceeded:
-  // one is still in flight after `timeout` (zero: just look); keep the pages and call again; the
-  // receiver tears down the connection that the copy comes from. An unknown lease is Ok.
+  // one is still in flight after `timeout` (zero: just look); keep the pages and call again. An
+  // unknown lease is Ok.
   // To be called for every lease, also after on_done.
   virtual absl::Status Close(uint64_t lease, absl::Duration timeout) = 0;
 

@@ -22,8 +22,8 @@
 namespace sluice::transport {
 namespace {
 
-// An endpoint, as leases carry it: this, the incarnation (8 bytes), UCX's worker address. The
-// digits are the version of all that follows.
+// An endpoint, as leases carry it: this, the incarnation (8 bytes), the socket address that the
+// receiver listens on. The digits are the version of all that follows.
 constexpr absl::string_view kEndpointPrefix = "sluice-kv-1:";
 
 // Active messages. A sender says kHello first and sends pages once it is welcome.
@@ -241,10 +241,10 @@ void UcxTransport::Wake() {
 void UcxTransport::Run() {
   absl::Time last_tick = SteadyNow(), last_work = last_tick;
   while (!stop_) {
-    if (woken_.load()) {
+    // The flag first: a Wake from here on writes again, and what it was for is seen below.
+    if (woken_.exchange(false)) {
       uint64_t count = 0;
       (void)!read(wake_fd_, &count, sizeof(count));
-      woken_.store(false);
     }
     const bool worked = RunOnce();
     const absl::Time now = SteadyNow();
@@ -254,7 +254,7 @@ void UcxTransport::Run() {
     }
     if (worked) {
       last_work = now;
-    } else if (now - last_work >= kSpin && !woken_.load()) {
+    } else if (now - last_work >= kSpin && !woken_.load() && !stop_) {
       worker_->Sleep(wake_fd_, watching_ || !closing_.empty() ? kTick : kIdle);
     }
   }
