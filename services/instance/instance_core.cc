@@ -134,8 +134,9 @@ void InstanceCore::Admit(RouterId router, const v1::Admit& admit, absl::Time now
   attempt->admitted = now;
   if (admit.deadline_ms() > 0) attempt->deadline = now + absl::Milliseconds(admit.deadline_ms());
   if (const absl::Status status = AdmitChecked(attempt.get(), admit); !status.ok()) {
-    const bool room = absl::IsResourceExhausted(status);
-    return Refuse(key, room ? v1::Refused::CODE_NO_ROOM : v1::Refused::CODE_INVALID,
+    // Only what is wrong with the request itself is final; all else may work elsewhere, or later.
+    const bool invalid = absl::IsInvalidArgument(status);
+    return Refuse(key, invalid ? v1::Refused::CODE_INVALID : v1::Refused::CODE_NO_ROOM,
                   status.message());
   }
   ++counters_.admitted;
@@ -165,6 +166,7 @@ absl::Status InstanceCore::AdmitChecked(Attempt* attempt, const v1::Admit& admit
 
 // Reserves pages and promises them to the prefill.
 absl::Status InstanceCore::AdmitDecode(Attempt* attempt, engine::Request request) {
+  RetryFences();  // a page cannot be leased while the receiver holds it for the lease before
   SLUICE_ASSIGN_OR_RETURN(const engine::Reservation reservation,
                           scheduler_.Reserve(std::move(request)));
   v1::WorkerMessage message;

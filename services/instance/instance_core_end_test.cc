@@ -97,6 +97,19 @@ TEST(InstanceCoreTest, PagesStayInQuarantineUntilTheFenceStands) {
   EXPECT_EQ(decode.free_pages(), kPages);
 }
 
+TEST(InstanceCoreTest, AnAdmissionLooksWhetherFencesStandNow) {
+  Harness decode(v1::ROLE_DECODE, 2);
+  decode.From(Admit(1, v1::LEG_DECODE, 100));
+  EXPECT_TRUE(decode.TakeOne().has_leased());
+  decode.receiver_.holding = true;
+  decode.From(Cancel(1));
+  decode.From(Admit(2, v1::LEG_DECODE, 100));
+  EXPECT_EQ(decode.TakeOne().refused().code(), v1::Refused::CODE_NO_ROOM);
+  decode.receiver_.holding = false;
+  decode.From(Admit(3, v1::LEG_DECODE, 100));  // before any tick
+  EXPECT_TRUE(decode.TakeOne().has_leased());
+}
+
 TEST(InstanceCoreTest, DamagedKvEndsTheAttemptAndIsNeverDecoded) {
   Harness decode(v1::ROLE_DECODE);
   decode.From(Admit(1, v1::LEG_DECODE, 100));

@@ -269,11 +269,19 @@ TEST(InstanceCoreTest, BadFieldsAreNamed) {
 }
 
 TEST(InstanceCoreTest, ALeaseThatCannotBeOpenedIsRefused) {
-  Harness decode(v1::ROLE_DECODE);
-  decode.receiver_.FailNextOpen(absl::ResourceExhaustedError("too many leases"));
-  decode.From(Admit(1, v1::LEG_DECODE, 100));
-  EXPECT_EQ(decode.TakeOne().refused().code(), v1::Refused::CODE_NO_ROOM);
-  EXPECT_EQ(decode.free_pages(), kPages);
+  const std::pair<absl::Status, v1::Refused::Code> cases[] = {
+      {absl::ResourceExhaustedError("too many leases"), v1::Refused::CODE_NO_ROOM},
+      {absl::FailedPreconditionError("a page of an open lease"), v1::Refused::CODE_NO_ROOM},
+      {absl::UnavailableError("no transport"), v1::Refused::CODE_NO_ROOM},
+      {absl::InvalidArgumentError("rows"), v1::Refused::CODE_INVALID}};
+  for (const auto& [status, code] : cases) {
+    SCOPED_TRACE(status.ToString());
+    Harness decode(v1::ROLE_DECODE);
+    decode.receiver_.FailNextOpen(status);
+    decode.From(Admit(1, v1::LEG_DECODE, 100));
+    EXPECT_EQ(decode.TakeOne().refused().code(), code);
+    EXPECT_EQ(decode.free_pages(), kPages);
+  }
 }
 
 TEST(InstanceCoreTest, MessagesOfUnknownAttemptsAreDropped) {
