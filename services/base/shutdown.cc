@@ -75,10 +75,21 @@ void ShutdownSignal::Request() {
     const std::lock_guard lock(mutex_);
     if (requested_) return;
     requested_ = true;
-    callback = std::move(callback_);
+    callback = std::exchange(callback_, nullptr);
+    calling_ = callback != nullptr;
   }
   changed_.notify_all();
-  if (callback != nullptr) callback();
+  if (callback == nullptr) return;
+  callback();
+  const std::lock_guard lock(mutex_);
+  calling_ = false;
+  changed_.notify_all();  // under the lock: whoever waits may destroy this object next
+}
+
+void ShutdownSignal::ForgetCallback() {
+  std::unique_lock lock(mutex_);
+  callback_ = nullptr;
+  changed_.wait(lock, [this] { return !calling_; });
 }
 
 bool ShutdownSignal::requested() const {

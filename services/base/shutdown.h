@@ -24,6 +24,9 @@ class ShutdownSignal {
   // `callback` is called once, at the first signal or Request(), on the thread where that happens;
   // at once when it has happened already. It must not block. One callback, set once.
   void OnRequested(std::function<void()> callback);
+  // The callback is not called any more, and has returned if it was being called: what it uses may
+  // go. Not to be called by the callback.
+  void ForgetCallback();
 
   // The same as a first signal. Further calls do nothing.
   void Request();
@@ -39,7 +42,8 @@ class ShutdownSignal {
   // Not absl's: ThreadSanitizer cannot see into the packaged library.
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
-  bool requested_ = false;  // both under the mutex
+  bool requested_ = false;  // all three under the mutex
+  bool calling_ = false;
   std::function<void()> callback_;
   int signal_fd_ = -1;
   int stop_fd_ = -1;

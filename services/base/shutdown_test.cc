@@ -4,6 +4,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <csignal>
 #include <future>
 
@@ -35,6 +37,39 @@ TEST(ShutdownSignalTest, RequestCallsBackOnceAndLateCallbacksToo) {
   int late_calls = 0;
   shutdown.OnRequested([&] { ++late_calls; });
   EXPECT_EQ(late_calls, 1);
+}
+
+TEST(ShutdownSignalTest, AForgottenCallbackIsNotCalled) {
+  ShutdownSignal shutdown;
+  int calls = 0;
+  shutdown.OnRequested([&] { ++calls; });
+  shutdown.ForgetCallback();
+  shutdown.Request();
+  EXPECT_EQ(calls, 0);
+}
+
+TEST(ShutdownSignalTest, ForgettingWaitsForTheCallUnderWay) {
+  ShutdownSignal shutdown;
+  std::promise<void> entered, go_on;
+  std::atomic<bool> returned{false};
+  shutdown.OnRequested([&] {
+    entered.set_value();
+    go_on.get_future().wait();
+    returned = true;
+  });
+  kill(getpid(), SIGTERM);
+  entered.get_future().wait();
+  std::promise<void> forgetting;
+  std::future<bool> had_returned = std::async(std::launch::async, [&] {
+    forgetting.set_value();
+    shutdown.ForgetCallback();
+    return returned.load();
+  });
+  forgetting.get_future().wait();
+  // Long enough for one that does not wait; one that does makes no difference.
+  EXPECT_EQ(had_returned.wait_for(std::chrono::milliseconds(20)), std::future_status::timeout);
+  go_on.set_value();
+  EXPECT_TRUE(had_returned.get());
 }
 
 // The orderly end may hang: a second Ctrl-C gets out.

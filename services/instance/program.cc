@@ -80,6 +80,11 @@ class App {
                   .role = program.process.role,
                   .instance = program.process.name}) {}
 
+  // OnShutdown uses what goes now.
+  ~App() { shutdown_->ForgetCallback(); }
+  App(const App&) = delete;
+  App& operator=(const App&) = delete;
+
   // Until SIGTERM, or a failure.
   std::optional<Failure> Run(const BackendFactory& make_backend) {
     if (absl::Status status = StartServers(); !status.ok()) return Failure{kPreflight, status};
