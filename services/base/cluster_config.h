@@ -49,7 +49,7 @@ struct RouterSection {
   uint64_t body_bytes_max = 16 << 20;  // of one HTTP request; 1KiB..1GiB
   int active_requests_max = 4096;      // placed on instances at once; 1..1000000
   int queued_requests_max = 1024;      // waiting for a worker; 0..1000000; beyond: 429
-  absl::Duration queue_timeout = absl::Seconds(30);    // then 503; 0: as long as request_timeout
+  absl::Duration queue_timeout = absl::Seconds(30);    // then 429; 0: as long as request_timeout
   absl::Duration request_timeout = absl::Minutes(30);  // of a whole request; 0: none
   int64_t prompt_tokens_max = 0;  // 0: what the model's context holds; longer is refused or cut
   // Over-long prompts: none: refuse them; left: cut their beginning.
