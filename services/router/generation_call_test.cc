@@ -231,6 +231,26 @@ TEST_F(GenerationCallTest, PreparationNamesWhatTheModelDoesNotHave) {
   }
 }
 
+TEST_F(GenerationCallTest, EndTokensCountAsStopTokens) {
+  static_assert(kTestEos < 127, "so that the lists below have it, or not, as they say");
+  const auto stops = [&](uint32_t first, int count, const char* members) {
+    std::string body =
+        absl::StrCat(R"({"prompt": "a")", members, R"(, "stop_token_ids": [)", first);
+    for (int i = 1; i < count; ++i) absl::StrAppend(&body, ",", first + i);
+    return PrepareBody(body + "]}", false);
+  };
+  const auto num_stops = [](const absl::StatusOr<PreparedRequest>& prepared) {
+    return prepared.ok() ? prepared->sampling.stop_token_ids_size() : -1;
+  };
+  EXPECT_EQ(num_stops(stops(200, 127, "")), 128);
+  EXPECT_EQ(num_stops(stops(0, 128, "")), 128) << "the end token is among them";
+  EXPECT_EQ(num_stops(stops(200, 128, R"(, "ignore_eos": true)")), 128);
+  const ApiError error = ToApiError(stops(200, 128, "").status());
+  EXPECT_EQ(error.http_status, 400);
+  EXPECT_EQ(error.param, "stop_token_ids");
+  EXPECT_THAT(error.message, HasSubstr("129 with the model's end tokens; at most 128"));
+}
+
 TEST_F(GenerationCallTest, TenantsAndSaltsShareNoPages) {
   const std::string body = R"({"prompt": [5, 6])";
   const auto seed = [&](const std::string& members, const std::string& tenant) {

@@ -4,6 +4,7 @@
 #include <limits>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
@@ -121,14 +122,20 @@ absl::StatusOr<v1::Sampling> MakeSampling(const ServedModel& model, const ApiReq
   }
   sampling.set_min_tokens(options.min_tokens);
   SLUICE_RETURN_IF_ERROR(CheckIds(options.stop_token_ids, "stop_token_ids", model));
-  for (const int32_t id : options.stop_token_ids) {
-    sampling.add_stop_token_ids(static_cast<uint32_t>(id));
-  }
+  std::vector<int32_t> stops = options.stop_token_ids;
   if (!options.ignore_eos) {
     for (const int32_t id : model.config.eos_token_ids) {
-      sampling.add_stop_token_ids(static_cast<uint32_t>(id));
+      if (std::find(stops.begin(), stops.end(), id) == stops.end()) stops.push_back(id);
     }
   }
+  if (stops.size() > kStopTokensMax) {
+    return FieldError(
+        "stop_token_ids",
+        absl::StrCat("stop_token_ids has ", options.stop_token_ids.size(), " ids, ", stops.size(),
+                     " with the model's end tokens; at most ", kStopTokensMax,
+                     " are allowed, or as many without them if ignore_eos is true"));
+  }
+  sampling.mutable_stop_token_ids()->Add(stops.begin(), stops.end());
   sampling.set_num_logprobs(options.num_logprobs);
   return sampling;
 }
