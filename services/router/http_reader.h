@@ -13,7 +13,7 @@
 namespace sluice::router {
 
 struct HttpLimits {
-  uint32_t header_bytes_max = 16 << 10;
+  uint32_t header_bytes_max = 16 << 10;  // also of a chunk's header, and of the trailers
   uint64_t body_bytes_max = 16 << 20;
 };
 
@@ -37,13 +37,17 @@ class HttpReader {
   // In state kBody: the client waits for "100 Continue" before it sends the body. True once.
   bool TakeExpectsContinue();
 
+  // In state kBody: the request without its body.
+  HttpRequest Head() const;
+
   // The request; the state is then that of the next one, of which bytes may have come already.
   HttpRequest Take();
 
   // In state kError: 400, 413 or 431.
   int http_status() const;
   const std::string& error() const;
-  // Bytes that have come and belong to no request yet.
+  // Bytes that have come and belong to no request yet. Before a request is complete, no more than
+  // header_bytes_max.
   size_t num_kept_bytes() const;
 
  private:

@@ -29,6 +29,8 @@ std::vector<HttpRequest> Read(absl::string_view bytes, size_t piece) {
       Check(requests.back().body.size() <= kLimits.body_bytes_max);
     }
     reader.TakeExpectsContinue();
+    Check(reader.state() == HttpReader::State::kError ||
+          reader.num_kept_bytes() <= kLimits.header_bytes_max);
   }
   if (reader.state() == HttpReader::State::kError) {
     Check(reader.http_status() >= 400 && reader.http_status() < 500 && !reader.error().empty());
