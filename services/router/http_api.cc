@@ -96,42 +96,46 @@ void HttpApi::SendError(const ApiError& error, HttpReply* reply) const {
   reply->Send({.status = error.http_status, .headers = CommonHeaders(), .body = ErrorJson(error)});
 }
 
-std::unique_ptr<HttpWork> HttpApi::Handle(HttpRequest request, HttpReply* reply) {
-  const absl::string_view id = request.Header("x-request-id");
+bool HttpApi::Admit(const HttpRequest& head, HttpReply* reply) {
+  const absl::string_view id = head.Header("x-request-id");
   request_id_ = IsRequestId(id) ? std::string(id) : NewRequestId(edge_);
   tenant_.clear();
-  const Entry* entry = Find(request.path);
+  const Entry* entry = Find(head.path);
   if (entry == nullptr || !entry->open) {
-    absl::StatusOr<std::string> tenant =
-        options_.keys.Authenticate(request.Header("authorization"));
+    absl::StatusOr<std::string> tenant = options_.keys.Authenticate(head.Header("authorization"));
     if (!tenant.ok()) {
       edge_->metrics->OnRejected("auth");
       reply->Send(ErrorResponse(tenant.status(), CommonHeaders()));
-      return nullptr;
+      return false;
     }
     tenant_ = *std::move(tenant);
   }
   if (entry == nullptr) {
-    SendError(HttpError(404, absl::StrCat("There is nothing at ", request.path, ".")), reply);
-    return nullptr;
+    SendError(HttpError(404, absl::StrCat("There is nothing at ", head.path, ".")), reply);
+    return false;
   }
   const bool is_get = absl::string_view(entry->method) == "GET";
-  if (request.method != entry->method && !(is_get && request.method == "HEAD")) {
+  if (head.method != entry->method && !(is_get && head.method == "HEAD")) {
     const ApiError error = HttpError(
-        405, absl::StrCat(request.path, " takes ", entry->method, ", not ", request.method, "."));
+        405, absl::StrCat(head.path, " takes ", entry->method, ", not ", head.method, "."));
     HttpHeaders headers = CommonHeaders();
     headers.emplace_back("Allow", is_get ? "GET, HEAD" : "POST");
     reply->Send({.status = 405, .headers = std::move(headers), .body = ErrorJson(error)});
-    return nullptr;
+    return false;
   }
-  if (!is_get && !IsJson(request.Header("content-type"))) {
+  if (!is_get && !IsJson(head.Header("content-type"))) {
     SendError(
-        HttpError(415, absl::StrCat("The body's Content-Type is ", request.Header("content-type"),
+        HttpError(415, absl::StrCat("The body's Content-Type is ", head.Header("content-type"),
                                     ", wanted application/json.")),
         reply);
-    return nullptr;
+    return false;
   }
-  return (this->*entry->route)(&request, reply);
+  return true;
+}
+
+std::unique_ptr<HttpWork> HttpApi::Handle(HttpRequest request, HttpReply* reply) {
+  if (!Admit(request, reply)) return nullptr;
+  return (this->*Find(request.path)->route)(&request, reply);
 }
 
 std::unique_ptr<HttpWork> HttpApi::Health(HttpRequest*, HttpReply* reply) {

@@ -32,6 +32,7 @@ class HttpApi final : public HttpHandler {
   // What is passed outlives it.
   HttpApi(HttpApiOptions options, Edge* edge, const Metrics* metrics);
 
+  bool Admit(const HttpRequest& head, HttpReply* reply) override;
   std::unique_ptr<HttpWork> Handle(HttpRequest request, HttpReply* reply) override;
 
  private:

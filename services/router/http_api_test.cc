@@ -409,6 +409,40 @@ TEST_F(HttpApiTest, WantsAKeyForAllButHealth) {
   EXPECT_EQ(client.Read().status, 200);
 }
 
+TEST_F(HttpApiTest, RefusesWhoHasNoKeyBeforeTheBody) {
+  Start({}, {{.name = "team",
+              .sha256 = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"}});
+  const struct {
+    const char* headers;
+    int status;
+  } cases[] = {
+      {"Content-Length: 1000000\r\n", 401},
+      {"Transfer-Encoding: chunked\r\n", 401},
+      {"Expect: 100-continue\r\nContent-Length: 9\r\n", 401},
+      {"Content-Length: 9\r\nAuthorization: Bearer wrong\r\n", 401},
+      {"Content-Length: 9\r\nContent-Type: image/png\r\nAuthorization: Bearer secret\r\n", 415},
+  };
+  for (const auto& c : cases) {
+    HttpTestClient client(port_);
+    client.Send(absl::StrCat("POST ", kChatPath, " HTTP/1.1\r\n", c.headers, "\r\n"));
+    const auto response = client.Read();
+    EXPECT_EQ(response.status, c.status) << c.headers;
+    EXPECT_THAT(response.head, HasSubstr("Connection: close")) << c.headers;
+    client.Send("GET /health HTTP/1.1\r\n\r\n");
+    EXPECT_EQ(client.ReadAll(), "") << "the body is not the next request";
+  }
+  // Who has one goes on, on the same connection.
+  HttpTestClient client(port_);
+  for (int i = 0; i < 2; ++i) {
+    client.Send(
+        "POST /tokenize HTTP/1.1\r\nAuthorization: Bearer secret\r\nExpect: 100-continue\r\n"
+        "Content-Length: 15\r\n\r\n");
+    EXPECT_EQ(client.ReadUntil("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+    client.Send(R"({"prompt": "a"})");
+    EXPECT_EQ(client.Read().status, 200);
+  }
+}
+
 TEST_F(HttpApiTest, RefusesMoreConnectionsThanItMayHave) {
   Start({.connections_max = 1});
   HttpTestClient first(port_);

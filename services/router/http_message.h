@@ -59,8 +59,12 @@ class HttpWork {
 class HttpHandler {
  public:
   virtual ~HttpHandler() = default;
-  // Answers now (and may return null) or later. The reply lives until the answer is complete, or
-  // the work is destroyed; the work is destroyed after that, never from within a call of it.
+  // The header of a request has come and its body has not. False: it was answered by Send(), its
+  // body is not read, and the connection is closed.
+  virtual bool Admit(const HttpRequest& head, HttpReply* reply) = 0;
+  // Of a complete request. Answers now (and may return null) or later. The reply lives until the
+  // answer is complete, or the work is destroyed; the work is destroyed after that, never from
+  // within a call of it.
   virtual std::unique_ptr<HttpWork> Handle(HttpRequest request, HttpReply* reply) = 0;
 };
 

@@ -129,7 +129,10 @@ void HttpSession::Advance() {
       if (new_state) SetDeadline(options_.header_timeout);
       return Read();
     case HttpReader::State::kBody:
-      if (new_state) SetDeadline(options_.body_timeout);
+      if (new_state) {
+        if (!AdmitBody()) return;
+        SetDeadline(options_.body_timeout);
+      }
       if (reader_.TakeExpectsContinue()) {
         output_ += "HTTP/1.1 100 Continue\r\n\r\n";
         Flush();
@@ -140,6 +143,18 @@ void HttpSession::Advance() {
     case HttpReader::State::kError:
       return Refuse();
   }
+}
+
+// Before a byte of the body is waited for: whoever may not ask need not be read.
+bool HttpSession::AdmitBody() {
+  const HttpRequest head = reader_.Head();
+  answering_ = true;
+  keep_alive_ = false;
+  http_1_0_ = head.http_1_0;
+  is_head_ = head.method == "HEAD";
+  chunked_ = false;
+  answering_ = !handler_->Admit(head, this);
+  return !answering_;
 }
 
 void HttpSession::Dispatch() {

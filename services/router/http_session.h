@@ -38,6 +38,7 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   void Read();
   void OnRead(size_t bytes);
   void Advance();  // does what the reader's state calls for
+  bool AdmitBody();
   void Dispatch();
   void Refuse();  // what the reader could not read
   void Flush();
