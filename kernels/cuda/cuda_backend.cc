@@ -41,6 +41,9 @@ class CudaBackend final : public Backend {
   MoeOps& moe() override { return *moe_; }
   SamplingOps& sampling() override { return *sampling_; }
 
+  absl::Status BindThread() override {
+    return CudaStatus(cudaSetDevice(context_.device), "choosing the device");
+  }
   bool reads_host_memory() const override { return false; }
 
   absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, const std::string& what) override {

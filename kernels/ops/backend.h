@@ -37,6 +37,9 @@ class Backend {
   virtual MoeOps& moe() = 0;
   virtual SamplingOps& sampling() = 0;
 
+  // To be called first by every thread that queues work.
+  virtual absl::Status BindThread() { return absl::OkStatus(); }
+
   // Whether ops may be given views of host memory as well. Where not, weights are copied first.
   virtual bool reads_host_memory() const = 0;
 

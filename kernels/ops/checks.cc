@@ -162,6 +162,12 @@ absl::Status CheckMlaPrompt(const MlaPromptParams& params) {
     return absl::InvalidArgumentError(
         absl::StrCat("first_position is ", params.first_position, ", wanted at least 0"));
   }
+  if (const int64_t positions = params.first_position + params.q.rows();
+      params.q.rows() > 0 && positions > params.pages.rows() * kPageTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("pages: ", params.pages.rows(), " for ",
+                                                   positions, " positions of ", kPageTokens,
+                                                   " a page"));
+  }
   return absl::OkStatus();
 }
 

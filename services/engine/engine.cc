@@ -156,6 +156,7 @@ size_t Engine::memory_bytes() const {
 }
 
 void Engine::RunSteps() {
+  const absl::Status bound = backend_->BindThread();
   while (true) {
     uint64_t number = 0;
     {
@@ -164,7 +165,8 @@ void Engine::RunSteps() {
       if (submitted_ == completed_) return;  // stopping, and nothing left to run
       number = completed_ + 1;
     }
-    const absl::Status status = RunStep(buffers_[number % kStepsInFlightMax].get());
+    const absl::Status status =
+        bound.ok() ? RunStep(buffers_[number % kStepsInFlightMax].get()) : bound;
     {
       const std::lock_guard lock(mutex_);
       completed_ = status.ok() ? number : completed_;

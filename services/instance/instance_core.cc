@@ -429,6 +429,7 @@ void InstanceCore::EndAttempt(Attempt* attempt, v1::AttemptEnded::Reason reason,
       ++counters_.ended_kv_failed;
       break;
     case v1::AttemptEnded::REASON_HANDED_BACK:
+    case v1::AttemptEnded::REASON_DRAINING:
       ++counters_.ended_handed_back;
       break;
     case v1::AttemptEnded::REASON_DEADLINE:
@@ -496,7 +497,7 @@ void InstanceCore::OnTick(absl::Time now) {
   EndOverdue(now);
   if (now >= drain_until_) {
     drain_until_ = absl::InfiniteFuture();
-    EndAll(v1::AttemptEnded::REASON_HANDED_BACK, "draining");
+    EndAll(v1::AttemptEnded::REASON_DRAINING, "draining");
   }
   PublishKvEvents();
 }

@@ -266,7 +266,7 @@ TEST(InstanceCoreTest, WhatDoesNotEndInTheDrainsTimeIsHandedBack) {
     // Deadlines of legs that wait for others do not come into it.
     if (test.stage == Stage::kAdmitted || test.stage == Stage::kFirstStepRuns) continue;
     h.Advance(absl::Seconds(7));
-    EXPECT_EQ(h.TakeOne().attempt_ended().reason(), v1::AttemptEnded::REASON_HANDED_BACK);
+    EXPECT_EQ(h.TakeOne().attempt_ended().reason(), v1::AttemptEnded::REASON_DRAINING);
     while (!h.in_flight_.empty()) h.FinishStep();
     if (!h.sender_.transfers.empty()) {
       EXPECT_FALSE(h.core_.drained());  // its pages are still being read

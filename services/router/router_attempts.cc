@@ -148,10 +148,16 @@ void RouterCore::Impl::FailAttempt(Request* request, WorkerId not_told, Failure 
                now);
 }
 
-void RouterCore::Impl::HandBack(Request* request, WorkerId worker, absl::Time now) {
-  EndAttempt(request, worker);
+void RouterCore::Impl::HandBack(Request* request, Worker* worker, bool counted, absl::Time now) {
+  if (counted && request->handbacks >= kHandbacksMax) {
+    return FailAttempt(
+        request, worker->id(),
+        {.reason = "protocol", .detail = "handed back too often", .suspects = {worker->id()}}, now);
+  }
+  worker->CloseUntilHeartbeat();
+  EndAttempt(request, worker->id());
   probe_->OnHandedBack();
-  ++request->handbacks;
+  if (counted) ++request->handbacks;
   Replace(request, now);
 }
 

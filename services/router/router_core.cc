@@ -108,6 +108,14 @@ absl::StatusOr<int64_t> RouterCore::Impl::CheckRequest(const GenerationRequest& 
                                  " tokens and one of output are more than the ", longest.tokens,
                                  " that the largest instances hold (", longest.limited_by, ")")));
   }
+  if (static_cast<int64_t>(parked_.size()) >= options_.queued_requests_max) {
+    return refuse("queue_full", WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                                                   parked_.size(),
+                                                   " requests wait for an instance that could "
+                                                   "take them to come back; allowed are ",
+                                                   options_.queued_requests_max)),
+                                               kNoInstanceRetry));
+  }
   absl::Status room =
       queue_.CheckRoom(request.priority, static_cast<int64_t>(prompt.ids.size()), now);
   if (!room.ok()) return refuse("queue_full", std::move(room));
@@ -121,6 +129,11 @@ absl::StatusOr<RequestId> RouterCore::Impl::Submit(GenerationRequest spec, Gener
   const int64_t prompt = static_cast<int64_t>(spec.prompt->ids.size());
   spec.sampling.set_max_tokens(
       static_cast<uint32_t>(std::min<int64_t>(spec.sampling.max_tokens(), longest - prompt)));
+  if (spec.sampling.min_tokens() > spec.sampling.max_tokens()) {
+    return absl::InvalidArgumentError(absl::StrCat("min_tokens: is ", spec.sampling.min_tokens(),
+                                                   ", and only ", spec.sampling.max_tokens(),
+                                                   " tokens can follow a prompt of ", prompt));
+  }
   request->id = next_id_++;
   request->spec = std::move(spec);
   request->sink = sink;

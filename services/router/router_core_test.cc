@@ -532,6 +532,34 @@ TEST_F(RouterCoreTest, HandbacksAreNotFailuresButHaveALimit) {
   EXPECT_FALSE(sink.ended());
 }
 
+TEST_F(RouterCoreTest, DrainsMayComeAsOftenAsTheyLike) {
+  AttachPair();
+  RecordingSink sink;
+  const RequestId id = Submit(&sink);
+  for (uint32_t attempt = 1; attempt <= 9; ++attempt) {
+    EXPECT_EQ(NextAdmits(kP, kD).handbacks(), 0u);
+    Ended(kD, id, attempt, v1::AttemptEnded::REASON_DRAINING);
+    ExpectCancel(kP, id, attempt);
+    Beat(kD);
+  }
+  EXPECT_EQ(probe.counts["failed protocol"], 0);
+  EXPECT_FALSE(sink.ended());
+}
+
+TEST_F(RouterCoreTest, TheEndOfASmallInstanceIsNotTheEndOfTheRequest) {
+  AttachPair();
+  RecordingSink sink;
+  const RequestId id = Decoding(&sink);
+  bus.sent.clear();
+  Tokens(kD, id, 1, 1, {51}, v1::FINISH_LENGTH);  // the second of four
+  EXPECT_THAT(sink.tokens, ElementsAre(50, 51));
+  EXPECT_FALSE(sink.ended());
+  Beat(kD);
+  const v1::Admit admit = NextAdmits(kP, kD);
+  EXPECT_EQ(admit.attempt(), 2u);
+  EXPECT_THAT(admit.output_ids(), ElementsAre(50, 51));
+}
+
 TEST_F(RouterCoreTest, ARefusalForWantOfRoomWaitsForRoom) {
   AttachPair();
   RecordingSink sink;

@@ -71,7 +71,8 @@ class RouterCore::Impl {
   void ReleasePrefill(Request* request);
   // Each ends with the request queued again, or over: the pointer is not to be used afterwards.
   void FailAttempt(Request* request, WorkerId not_told, Failure failure, absl::Time now);
-  void HandBack(Request* request, WorkerId worker, absl::Time now);
+  // Places the request anew, and not as a failure. `counted`: only so often.
+  void HandBack(Request* request, Worker* worker, bool counted, absl::Time now);
   void Replace(Request* request, absl::Time now);
   // Over without an answer. Calls the sink.
   void EndWithError(Request* request, absl::Status status, absl::Time now);

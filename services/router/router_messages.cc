@@ -148,6 +148,9 @@ void RouterCore::Impl::OnTokens(WorkerId worker, const v1::RequestTokens& messag
   // Whoever sampled it did not see that it was the last.
   if (request->output.size() >= max_tokens && finish == v1::FINISH_UNSPECIFIED)
     finish = v1::FINISH_LENGTH;
+  // An instance that holds less than others do has come to its end, not the request.
+  const bool cut_short = finish == v1::FINISH_LENGTH && request->output.size() < max_tokens;
+  if (cut_short) finish = v1::FINISH_UNSPECIFIED;
 
   if (of_prefill && finish == v1::FINISH_UNSPECIFIED) {
     v1::RouterMessage start;
@@ -173,7 +176,12 @@ void RouterCore::Impl::OnTokens(WorkerId worker, const v1::RequestTokens& messag
     EndAttempt(request, message.finish() == finish ? worker : 0);
     Remove(request, absl::StatusCode::kOk, now);
   }
+  const RequestId id = message.request();
   sink->OnOutput(output);
+  // The sink may have cancelled it.
+  if (cut_short && !of_prefill && FindRequest(id) == request && request->attempt) {
+    HandBack(request, FindWorker(worker), /*counted=*/true, now);
+  }
 }
 
 void RouterCore::Impl::OnFirstToken(Request* request, const v1::RequestTokens& message,
@@ -201,15 +209,8 @@ void RouterCore::Impl::OnAttemptEnded(Worker* worker, const v1::AttemptEnded& en
   const Attempt& attempt = *request->attempt;
   switch (ended.reason()) {
     case v1::AttemptEnded::REASON_HANDED_BACK:
-      if (request->handbacks < kHandbacksMax) {
-        worker->CloseUntilHeartbeat();
-        HandBack(request, worker->id(), now);
-      } else {
-        FailAttempt(
-            request, worker->id(),
-            {.reason = "protocol", .detail = "handed back too often", .suspects = {worker->id()}},
-            now);
-      }
+    case v1::AttemptEnded::REASON_DRAINING:
+      HandBack(request, worker, ended.reason() == v1::AttemptEnded::REASON_HANDED_BACK, now);
       break;
     case v1::AttemptEnded::REASON_DEADLINE:
       if (request->spec.deadline != absl::InfiniteFuture()) {

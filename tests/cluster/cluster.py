@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 
 MODEL = "deploy/models/sluice-tiny"
 
@@ -36,7 +37,9 @@ class Cluster:
         ports = iter(free_ports(64))
         address = lambda: f"127.0.0.1:{next(ports)}"
         # The n-th instance of a role adds n to its ports: give every role room of its own.
-        base = 20000 + os.getpid() % 2000 * 20
+        # Below those that the system gives to others.
+        base = 20000 + os.getpid() % 600 * 20
+        self.metrics = {}
         config = {
             "model": {"dir": os.path.abspath(MODEL), "numerics": "exact"},
             "router": {"http": address(), "grpc": address(), "attach": address(), "admin": address()},
@@ -46,6 +49,7 @@ class Cluster:
         }
         for number, (role, count) in enumerate((("prefill", prefill), ("decode", decode), ("mixed", mixed))):
             if count > 0:
+                self.metrics |= {f"{role}-{i + 1}": f"127.0.0.1:{base + 6 * number + 3 + i}" for i in range(count)}
                 config[role] = {"count": count, "threads": 1, "kv_pages": 256,
                                 "admin": f"127.0.0.1:{base + 6 * number}",
                                 "metrics": f"127.0.0.1:{base + 6 * number + 3}"}
@@ -56,6 +60,7 @@ class Cluster:
         with open(self.config, "w", encoding="utf-8") as file:
             json.dump(config, file)  # JSON is YAML
         self.processes = {}
+        self.killed = set()  # and not started again: their exit status says nothing
         names = ["router-1"] + [f"{role}-{i + 1}" for role, count in
                                 (("prefill", prefill), ("decode", decode), ("mixed", mixed))
                                 for i in range(count)]
@@ -63,6 +68,7 @@ class Cluster:
             self.start(name)
 
     def start(self, name):
+        self.killed.discard(name)
         role = name.rsplit("-", 1)[0]
         program = self.bin / ("sluice-decode" if role == "mixed" else f"sluice-{role}")
         log = open(os.path.join(self.folder.name, name + ".log"), "ab")
@@ -76,9 +82,12 @@ class Cluster:
         return self
 
     def __exit__(self, kind, *_):
-        if kind is not None:
-            print(self.logs())
-        self.stop()
+        logs = self.logs()
+        codes = self.stop()
+        bad = {name: code for name, code in codes.items() if code != 0}
+        if kind is not None or bad:
+            print(logs)
+        assert kind is not None or not bad, f"did not end well: {bad}"
 
     def stop(self):
         """SIGTERM to all; returns exit codes by name."""
@@ -87,6 +96,8 @@ class Cluster:
                 process.send_signal(signal.SIGTERM)
         codes = {}
         for name, process in self.processes.items():
+            if name in self.killed:
+                continue
             try:
                 codes[name] = process.wait(timeout=20)
             except subprocess.TimeoutExpired:
@@ -100,8 +111,15 @@ class Cluster:
         self.processes[name].send_signal(number)
 
     def kill(self, name):
+        self.killed.add(name)
         self.signal(name, signal.SIGKILL)
         self.processes[name].wait()
+
+    def terminate(self, name):
+        """SIGTERM, and a good end."""
+        self.signal(name, signal.SIGTERM)
+        code = self.processes[name].wait(timeout=20)
+        assert code == 0, f"{name} ended with {code}"
 
     def logs(self):
         text = ""
@@ -161,9 +179,13 @@ class Cluster:
             assert time.monotonic() < deadline, "not ready\n" + self.logs()
             time.sleep(0.05)
 
-    def metric(self, name, **labels):
-        """The sum over the samples of a metric of the router that have these labels."""
-        text = self.request("GET", "/metrics")[2]
+    def metric(self, name, instance=None, **labels):
+        """The sum over the samples of a metric that have these labels; of the router or of an instance."""
+        if instance is None:
+            text = self.request("GET", "/metrics")[2]
+        else:
+            with urllib.request.urlopen(f"http://{self.metrics[instance]}/metrics", timeout=10) as response:
+                text = response.read().decode()
         total, found = 0.0, False
         for line in text.splitlines():
             if not line.startswith(name):

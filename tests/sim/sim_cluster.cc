@@ -322,7 +322,8 @@ void Cluster::FlushToRouter(Process* process) {
       ++excused_[message.refused().request()];
       break;
     case v1::WorkerMessage::kAttemptEnded:
-      if (message.attempt_ended().reason() == v1::AttemptEnded::REASON_HANDED_BACK) {
+      if (message.attempt_ended().reason() == v1::AttemptEnded::REASON_HANDED_BACK ||
+          message.attempt_ended().reason() == v1::AttemptEnded::REASON_DRAINING) {
         ++excused_[message.attempt_ended().request()];
       }
       break;

@@ -265,7 +265,7 @@ void SimWorker::Heartbeat() {
 void SimWorker::BeginDrain() {
   draining_ = true;
   for (const auto& [key, leg] : legs_) {
-    End(key, v1::AttemptEnded::REASON_HANDED_BACK);
+    End(key, v1::AttemptEnded::REASON_DRAINING);
   }
   legs_.clear();
 }

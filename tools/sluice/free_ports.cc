@@ -62,7 +62,7 @@ absl::Status HeldPorts::Fill(ClusterConfig* config) {
 }
 
 absl::Status HeldPorts::FillOne(Address* address, int count, int stride) {
-  if (address->port != 0 || count == 0) return absl::OkStatus();
+  if (count == 0) return absl::OkStatus();
   addrinfo hints{};
   hints.ai_flags = AI_PASSIVE;
   hints.ai_socktype = SOCK_STREAM;
@@ -71,7 +71,19 @@ absl::Status HeldPorts::FillOne(Address* address, int count, int stride) {
     return absl::UnavailableError(
         absl::StrCat("the address '", address->host, "' cannot be found: ", gai_strerror(error)));
   }
-  for (int attempt = 0; attempt < kTries; ++attempt) {
+  for (int i = 0; address->port != 0 && i < count; ++i) {
+    int port = address->port + i * stride;
+    const int fd = Bind(*found, &port);
+    if (fd >= 0) {
+      fds_.push_back(fd);
+      continue;
+    }
+    const std::string reason = std::strerror(errno);
+    freeaddrinfo(found);
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", address->host, ":", port, ": ",
+                                               reason, "; is another cluster running?"));
+  }
+  for (int attempt = 0; address->port == 0 && attempt < kTries; ++attempt) {
     std::vector<int> fds;
     int first = 0;
     for (int i = 0; i < count; ++i) {
@@ -91,6 +103,7 @@ absl::Status HeldPorts::FillOne(Address* address, int count, int stride) {
   }
   const std::string reason = std::strerror(errno);
   freeaddrinfo(found);
+  if (address->port != 0) return absl::OkStatus();
   return absl::UnavailableError(
       absl::StrCat("no ", count, " free ports on '", address->host, "': ", reason));
 }

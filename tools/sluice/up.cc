@@ -184,7 +184,8 @@ class Cluster {
       }
       const auto health = routers.back().Get("/health", absl::Seconds(1));
       const absl::Status answer = health.ok() ? ErrorOf(*health) : health.status();
-      if (answer.ok()) {
+      // An answer while a child keeps dying may be another cluster's.
+      if (answer.ok() && failing.deaths == 0) {
         routers.pop_back();
         continue;
       }
