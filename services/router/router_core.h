@@ -66,9 +66,9 @@ struct RouterSnapshot {
   int64_t queued_tokens = 0;
   int64_t indexed_pages = 0;
   bool draining = false;
-  bool can_place = false;      // what /health and the list of models say
-  int64_t positions_max = 0;   // of a sequence on the largest instances that are there, or 0
-  std::string model_name;      // as workers name it; empty before the first one came
+  bool can_place = false;     // what /health and the list of models say
+  int64_t positions_max = 0;  // of a sequence on the largest instances that are there, or 0
+  std::string model_name;     // as workers name it; empty before the first one came
 };
 
 class RouterCore {
