@@ -95,6 +95,10 @@ function(sluice_test)
     set(timeout 900)  # seconds; sanitized code is slow, and more so on a busy machine
   endif()
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${timeout})
+  if(SLUICE_SANITIZE STREQUAL "thread")
+    set_tests_properties(${ARG_NAME} PROPERTIES
+      ENVIRONMENT TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp)
+  endif()
 endfunction()
 
 function(sluice_script_test)

@@ -1,10 +1,10 @@
 // Time as a thing that is passed in, so that tests turn it by hand.
 #pragma once
 
+#include <mutex>
+
 #include <chrono>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
@@ -36,18 +36,18 @@ class ManualClock final : public Clock {
   explicit ManualClock(absl::Time start = absl::FromUnixSeconds(1'000'000'000)) : now_(start) {}
 
   absl::Time Now() const override {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     return now_;
   }
   // `step` must not be negative.
   void Advance(absl::Duration step) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     now_ += step;
   }
 
  private:
-  mutable absl::Mutex mutex_;
-  absl::Time now_ ABSL_GUARDED_BY(mutex_);
+  mutable std::mutex mutex_;  // guards now_
+  absl::Time now_;
 };
 
 }  // namespace sluice

@@ -5,11 +5,10 @@
 #include <atomic>
 #include <cerrno>
 #include <memory>
+#include <mutex>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_format.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "spdlog/async.h"
 #include "spdlog/sinks/base_sink.h"
@@ -45,12 +44,12 @@ class FdSink final : public spdlog::sinks::base_sink<std::mutex> {
 };
 
 struct LogState {
-  absl::Mutex mutex;
+  std::mutex mutex;  // guards all below
   // Copied by each line, so that StopLogging() takes it from nobody's hands.
-  std::shared_ptr<spdlog::async_logger> logger ABSL_GUARDED_BY(mutex);
-  std::shared_ptr<spdlog::details::thread_pool> pool ABSL_GUARDED_BY(mutex);
-  LogOptions options ABSL_GUARDED_BY(mutex);
-  uint64_t dropped_before ABSL_GUARDED_BY(mutex) = 0;  // by logs that have been stopped
+  std::shared_ptr<spdlog::async_logger> logger;
+  std::shared_ptr<spdlog::details::thread_pool> pool;
+  LogOptions options;
+  uint64_t dropped_before = 0;  // by logs that have been stopped
 };
 
 LogState& State() {
@@ -148,7 +147,7 @@ std::string TextLine(absl::string_view time, LogLevel level, absl::string_view m
 
 absl::Status StartLogging(const LogOptions& options) {
   LogState& state = State();
-  absl::MutexLock lock(&state.mutex);
+  const std::lock_guard lock(state.mutex);
   if (state.logger != nullptr) {
     return absl::FailedPreconditionError("the log runs already; it is started once");
   }
@@ -167,7 +166,7 @@ void StopLogging() {
   std::shared_ptr<spdlog::async_logger> logger;
   std::shared_ptr<spdlog::details::thread_pool> pool;
   {
-    absl::MutexLock lock(&state.mutex);
+    const std::lock_guard lock(state.mutex);
     if (state.pool == nullptr) return;
     state.dropped_before += state.pool->overrun_counter();
     logger = std::move(state.logger);
@@ -196,7 +195,7 @@ bool LogEnabled(LogLevel level) { return level <= current_level.load(std::memory
 
 uint64_t DroppedLogLines() {
   LogState& state = State();
-  absl::MutexLock lock(&state.mutex);
+  const std::lock_guard lock(state.mutex);
   return state.dropped_before + (state.pool == nullptr ? 0 : state.pool->overrun_counter());
 }
 
@@ -208,7 +207,7 @@ void Log(LogLevel level, absl::string_view message, std::initializer_list<LogFie
   std::shared_ptr<spdlog::async_logger> logger;
   LogOptions options;
   {
-    absl::MutexLock lock(&state.mutex);
+    const std::lock_guard lock(state.mutex);
     logger = state.logger;
     options = state.options;
   }

@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <latch>
 
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
@@ -13,8 +14,6 @@
 #include <regex>
 #include <thread>
 
-#include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "services/router/fake_backend.h"
 #include "services/router/http_server.h"
 #include "services/router/http_test_client.h"
@@ -61,12 +60,12 @@ class HttpApiTest : public ::testing::Test {
 
   template <typename F>
   void OnLoop(F f) {
-    absl::Notification done;
+    std::latch done{1};
     boost::asio::post(loop_, [&] {
       f();
-      done.Notify();
+      done.count_down();
     });
-    done.WaitForNotification();
+    done.wait();
   }
   // Gives the loop its turn until it holds; a test that waits in vain is ended by ctest.
   template <typename F>

@@ -30,14 +30,15 @@ PreparationPool::PreparationPool(const PreparationPoolOptions& options)
 
 PreparationPool::~PreparationPool() {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
+  changed_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
 absl::Status PreparationPool::Run(int64_t bytes, std::function<void()> work) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard lock(mutex_);
   const int64_t waiting = static_cast<int64_t>(small_.size() + large_.size());
   if (waiting >= options_.waiting_max || waiting_bytes_ + bytes > options_.waiting_bytes_max) {
     return WithRetryAfter(
@@ -48,6 +49,7 @@ absl::Status PreparationPool::Run(int64_t bytes, std::function<void()> work) {
   }
   waiting_bytes_ += bytes;
   (bytes >= options_.large_bytes ? large_ : small_).push_back({bytes, std::move(work)});
+  changed_.notify_all();
   return absl::OkStatus();
 }
 
@@ -56,12 +58,9 @@ void PreparationPool::RunThread(bool large) {
   while (true) {
     Item item;
     {
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       std::deque<Item>& queue = large ? large_ : small_;
-      const auto has_work = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return stopping_ || !queue.empty();
-      };
-      mutex_.Await(absl::Condition(&has_work));
+      changed_.wait(lock, [&] { return stopping_ || !queue.empty(); });
       if (stopping_) return;
       item = std::move(queue.front());
       queue.pop_front();

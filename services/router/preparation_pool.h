@@ -5,16 +5,16 @@
 // waits is bounded by number and by bytes.
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 
 namespace sluice::router {
 
@@ -46,11 +46,13 @@ class PreparationPool {
   void RunThread(bool large);
 
   const PreparationPoolOptions options_;
-  absl::Mutex mutex_;
-  std::deque<Item> small_ ABSL_GUARDED_BY(mutex_);
-  std::deque<Item> large_ ABSL_GUARDED_BY(mutex_);
-  int64_t waiting_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  // std::mutex and not absl::Mutex: the packaged Abseil is not built for the thread sanitizer.
+  std::mutex mutex_;  // guards all below but threads_
+  std::condition_variable changed_;
+  std::deque<Item> small_;
+  std::deque<Item> large_;
+  int64_t waiting_bytes_ = 0;
+  bool stopping_ = false;
   std::vector<std::thread> threads_;
 };
 

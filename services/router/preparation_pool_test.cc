@@ -1,10 +1,10 @@
 #include "services/router/preparation_pool.h"
 
 #include <gtest/gtest.h>
+#include <latch>
 
 #include <atomic>
 
-#include "absl/synchronization/notification.h"
 #include "services/router/retry_hint.h"
 
 namespace sluice::router {
@@ -14,25 +14,25 @@ constexpr PreparationPoolOptions kOptions{
     .threads = 2, .waiting_max = 3, .waiting_bytes_max = 1000, .large_bytes = 100};
 
 TEST(PreparationPool, SmallWorkNeverWaitsForLarge) {
-  absl::Notification release, small_done;
+  std::latch release{1}, small_done{1};
   PreparationPool pool(kOptions);
-  ASSERT_TRUE(pool.Run(100, [&] { release.WaitForNotification(); }).ok());
-  ASSERT_TRUE(pool.Run(100, [&] { release.WaitForNotification(); }).ok());
-  ASSERT_TRUE(pool.Run(99, [&] { small_done.Notify(); }).ok());
-  small_done.WaitForNotification();
-  release.Notify();
+  ASSERT_TRUE(pool.Run(100, [&] { release.wait(); }).ok());
+  ASSERT_TRUE(pool.Run(100, [&] { release.wait(); }).ok());
+  ASSERT_TRUE(pool.Run(99, [&] { small_done.count_down(); }).ok());
+  small_done.wait();
+  release.count_down();
 }
 
 TEST(PreparationPool, RefusesWhenTooMuchWaits) {
-  absl::Notification started, release;
+  std::latch started{1}, release{1};
   PreparationPool pool(kOptions);
   ASSERT_TRUE(pool.Run(1,
                        [&] {
-                         started.Notify();
-                         release.WaitForNotification();
+                         started.count_down();
+                         release.wait();
                        })
                   .ok());
-  started.WaitForNotification();
+  started.wait();
   const auto nothing = [] {};
   ASSERT_TRUE(pool.Run(50, nothing).ok());
   ASSERT_TRUE(pool.Run(50, nothing).ok());
@@ -40,7 +40,7 @@ TEST(PreparationPool, RefusesWhenTooMuchWaits) {
   const absl::Status full = pool.Run(50, nothing);
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(RetryAfter(full).has_value());
-  release.Notify();
+  release.count_down();
 }
 
 TEST(PreparationPool, BoundsTheBytesThatWait) {
@@ -50,16 +50,16 @@ TEST(PreparationPool, BoundsTheBytesThatWait) {
 
 TEST(PreparationPool, EndsWithWorkWaiting) {
   std::atomic<int> count{0};
-  absl::Notification started;
+  std::latch started{1};
   {
     PreparationPool pool(kOptions);
     ASSERT_TRUE(pool.Run(1,
                          [&] {
                            ++count;
-                           started.Notify();
+                           started.count_down();
                          })
                     .ok());
-    started.WaitForNotification();
+    started.wait();
   }
   EXPECT_EQ(count, 1);
 }
