@@ -1,9 +1,8 @@
 // Time as a thing that is passed in, so that tests turn it by hand.
 #pragma once
 
-#include <mutex>
-
 #include <chrono>
+#include <mutex>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
