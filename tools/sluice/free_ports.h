@@ -18,8 +18,9 @@ class HeldPorts {
   HeldPorts(const HeldPorts&) = delete;
   HeldPorts& operator=(const HeldPorts&) = delete;
 
-  // Unavailable when a port that the configuration names cannot be had. Puts free ports in place of every 0 in `config`; where a section has several processes, a run
-  // of ports with the distances that Processes() puts between them. Unavailable when there is none.
+  // Unavailable when a port that the configuration names cannot be had. Puts free ports in place of
+  // every 0 in `config`; where a section has several processes, a run of ports with the distances
+  // that Processes() puts between them. Unavailable when there is none.
   absl::Status Fill(ClusterConfig* config);
 
  private:
