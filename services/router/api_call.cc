@@ -32,19 +32,23 @@ std::shared_ptr<ApiCall> ApiCall::Start(Edge* edge, Caller caller, int64_t bytes
   PreparationContext context{.kv_layout_hash = edge->backend->KvLayoutHash(),
                              .tenant = call->caller_.tenant,
                              .random_seed = absl::Uniform<uint64_t>(edge->random)};
-  auto work = [call, post = edge->post, model = edge->model, parse = std::move(parse),
-               context = std::move(context)]() mutable {
+  // Captured as a value that can be moved on: a copy of a const one could not.
+  auto work = [call = std::shared_ptr<ApiCall>(call), post = edge->post, model = edge->model,
+               parse = std::move(parse), context = std::move(context)]() mutable {
     auto result = std::make_shared<Prepared>();
     absl::StatusOr<ParsedRequest> parsed = parse();
-    result->status = parsed.status();
     if (parsed.ok()) {
       result->ignored = std::move(parsed->ignored);
       auto prepared = Prepare(*model, std::move(parsed->request), context);
-      result->status = prepared.status();
       if (prepared.ok()) result->request = *std::move(prepared);
+      result->status = std::move(prepared).status();
+    } else {
+      result->status = std::move(parsed).status();
     }
     // The last reference must go on the loop.
-    post([call = std::move(call), result] { call->OnPrepared(std::move(*result)); });
+    post([call = std::move(call), result = std::move(result)] {
+      call->OnPrepared(std::move(*result));
+    });
   };
   const absl::Status queued = edge->pool->Run(bytes, std::move(work));
   if (!queued.ok()) {
