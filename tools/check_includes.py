@@ -32,11 +32,10 @@ ALLOWED = {
     "services/rpc": ["services/base", "kernels/base"],
     "services/instance": [
         "services/engine", "services/model", "services/transport", "services/rpc", "services/base",
-        "kernels/ops", "kernels/base",
+        "kernels/backends", "kernels/ops", "kernels/base",
     ],
-    # Programs: they choose the backend.
-    "services/prefill": ["services/instance", "services/rpc", "services/model", "services/base", "kernels"],
-    "services/decode": ["services/instance", "services/rpc", "services/model", "services/base", "kernels"],
+    "services/prefill": ["services/instance"],
+    "services/decode": ["services/instance"],
     "services/router": ["services/model", "services/rpc", "services/base", "kernels/base"],
     "services/balancer": ["services/model", "services/rpc", "services/base", "kernels/base"],
     # What nothing below includes may include anything.

@@ -109,7 +109,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOption
                      properties.minor, ", the kernels were compiled for 9.0 (Hopper)"));
   }
   SLUICE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(options.device), "choosing the device"));
-  CudaContext context{.device = options.device, .num_sms = properties.multiProcessorCount};
+  CudaContext context{.device = options.device};
   SLUICE_RETURN_IF_ERROR(CudaStatus(
       cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking), "making a stream"));
   return std::make_unique<CudaBackend>(context, absl::StrCat(properties.name, " ", options.device));

@@ -15,7 +15,6 @@ namespace sluice {
 // Owned by the backend; outlives the ops made from it.
 struct CudaContext {
   int device = 0;
-  int num_sms = 0;
   cudaStream_t stream = nullptr;
 };
 

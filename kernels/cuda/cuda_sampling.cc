@@ -23,7 +23,6 @@ class CudaSamplingOps final : public SamplingOps {
                                           .rows = params.rows,
                                           .count = static_cast<int32_t>(rows),
                                           .vocab = static_cast<int32_t>(vocab),
-                                          .top_max = static_cast<int32_t>(params.top_ids.dims[1]),
                                           .bias_ids = params.bias_ids.As<int32_t>(),
                                           .bias_values = params.bias_values.As<float>(),
                                           .banned_ids = params.banned_ids.As<int32_t>(),

@@ -7,6 +7,8 @@
 #include <math_constants.h>
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "kernels/cuda/launch.h"
 
 namespace sluice::cuda {
@@ -63,7 +65,7 @@ __device__ inline float BlockSum(float x) {
   return sum;
 }
 
-// One thread's view of which stored type a launch is for.
+// Calls f with the element as a type, for launches that are compiled once per stored type.
 template <typename F>
 cudaError_t DispatchElement(Element element, F f) {
   switch (element) {

@@ -19,6 +19,7 @@ struct Weight {
   int32_t scale_block;
   int32_t row_begin;
   int32_t col_begin;
+  int32_t unused = 0;  // no padding: tables of these are compared as bytes
 };
 
 // out[m, n] (+)= x[m, :] . w[n, :], or silu(x gate) * (x up) when `up` is given. Grouped when
@@ -144,7 +145,7 @@ struct PermuteArgs {
   const int32_t* expert_ids;
   int64_t ids_stride;
   const int32_t* slot_of_expert;
-  int32_t tokens, top_k, experts, slots, hidden;
+  int32_t tokens, top_k, slots, hidden;
   int32_t* offsets;
   int32_t* pair_rows;
   int64_t pair_stride;
@@ -173,7 +174,7 @@ struct SampleArgs {
   int64_t logits_stride;
   float* values;     // [rows, vocab] scratch, not the logits
   const void* rows;  // SamplingRow[count]
-  int32_t count, vocab, top_max;
+  int32_t count, vocab;
   const int32_t* bias_ids;
   const float* bias_values;
   const int32_t* banned_ids;

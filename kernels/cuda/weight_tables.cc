@@ -1,6 +1,7 @@
 #include "kernels/cuda/weight_tables.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
@@ -38,17 +39,8 @@ absl::StatusOr<const cuda::Weight*> WeightTables::Get(absl::Span<const WeightVie
                                                       cudaStream_t stream) {
   std::vector<cuda::Weight> host(views.size());
   const size_t bytes = host.size() * sizeof(cuda::Weight);
-  std::memset(static_cast<void*>(host.data()), 0, bytes);  // padding is compared too
-  for (size_t i = 0; i < views.size(); ++i) {
-    const cuda::Weight weight = ToWeight(views[i]);
-    host[i].data = weight.data;
-    host[i].scales = weight.scales;
-    host[i].row_stride = weight.row_stride;
-    host[i].scale_row_stride = weight.scale_row_stride;
-    host[i].scale_block = weight.scale_block;
-    host[i].row_begin = weight.row_begin;
-    host[i].col_begin = weight.col_begin;
-  }
+  static_assert(std::has_unique_object_representations_v<cuda::Weight>);
+  for (size_t i = 0; i < views.size(); ++i) host[i] = ToWeight(views[i]);
   Table& table = tables_[views.data()];
   if (table.host.size() == host.size() && std::memcmp(table.host.data(), host.data(), bytes) == 0) {
     return table.device;

@@ -57,7 +57,8 @@ Instance::Instance(const InstanceOptions& options, engine::Engine* engine,
                     .requests_max = options.waiting_requests_max + sizes.slots_max};
   core.layers = static_cast<int64_t>(engine->kv_cache().layers.size());
   core_ = std::make_unique<InstanceCore>(core, MakePorts(transport));
-  engine->SetLayerListener(&core_->kv_push());
+  // For whoever listens the engine waits for each layer.
+  if (core.role == v1::ROLE_PREFILL) engine->SetLayerListener(&core_->kv_push());
   heartbeat_ = core_->MakeHeartbeat(clock->Now());
 }
 
@@ -137,8 +138,12 @@ bool Instance::ready() const {
 }
 
 v1::InstanceStatus Instance::status() const {
+  v1::InstanceStatus status;
+  *status.mutable_capacity() = CapacityOf(*engine_);
   const std::lock_guard lock(mutex_);
-  return status_;
+  status.set_state(heartbeat_.draining() ? "draining" : heartbeat_.ready() ? "ready" : "dead");
+  *status.mutable_load() = heartbeat_.load();
+  return status;
 }
 
 // --- The loop ---
@@ -228,35 +233,30 @@ void Instance::Publish(absl::Time now) {
   published_ = now;
   unpublished_ = false;
   published_draining_ = core_->draining();
-  const v1::Heartbeat heartbeat = core_->MakeHeartbeat(now);
+  UpdateRates(now);
+  v1::Heartbeat heartbeat = core_->MakeHeartbeat(now);
+  heartbeat.mutable_load()->set_prompt_tokens_per_second(rates_.prompt);
+  heartbeat.mutable_load()->set_output_tokens_per_second(rates_.output);
   if (metrics_ != nullptr) metrics_->Update(*core_, heartbeat);
-  const v1::Load& load = heartbeat.load();
-  const CoreCounters& sums = core_->counters();
   const std::lock_guard lock(mutex_);
-  heartbeat_ = heartbeat;
-  status_.set_state(heartbeat.draining() ? "draining" : failed_ ? "dead" : "ready");
-  status_.set_running(load.running());
-  status_.set_waiting(load.waiting());
-  status_.set_slots(static_cast<uint32_t>(engine_->options().slots_max));
-  status_.set_kv_pages(static_cast<uint64_t>(engine_->options().kv_pages));
-  status_.set_kv_pages_free(load.kv_pages_free());
-  status_.set_kv_pages_cached(load.kv_pages_cached());
-  status_.set_kv_pages_quarantined(load.kv_pages_quarantined());
-  if (now >= rates_since_ + kRateWindow) {
-    const double seconds = absl::ToDoubleSeconds(now - rates_since_);
-    const auto rate = [&](int64_t sum, int64_t before) {
-      return static_cast<double>(sum - before) / seconds;
-    };
-    status_.set_prompt_tokens_per_second(
-        rate(sums.prompt_tokens_computed, rates_sums_.prompt_tokens_computed));
-    status_.set_output_tokens_per_second(rate(sums.output_tokens, rates_sums_.output_tokens));
-    rates_since_ = now;
-    rates_sums_ = sums;
-  }
+  heartbeat_ = std::move(heartbeat);
   if (done && !done_.has_value()) {
     done_ = failed_ ? core_->failure() : absl::OkStatus();
     changed_.notify_all();
   }
+}
+
+void Instance::UpdateRates(absl::Time now) {
+  if (now < rates_.since + kRateWindow) return;
+  const CoreCounters& sums = core_->counters();
+  const double seconds = absl::ToDoubleSeconds(now - rates_.since);
+  const auto rate = [&](int64_t sum, int64_t before) {
+    return static_cast<double>(sum - before) / seconds;
+  };
+  rates_.prompt = rate(sums.prompt_tokens_computed, rates_.sums.prompt_tokens_computed);
+  rates_.output = rate(sums.output_tokens, rates_.sums.output_tokens);
+  rates_.since = now;
+  rates_.sums = sums;
 }
 
 // --- The other two threads ---

@@ -110,6 +110,7 @@ class Instance final : public RouterListener {
   void OnStepDone(StepDone done, absl::Time now);
   void SubmitPlans(absl::Time now);
   void Publish(absl::Time now);
+  void UpdateRates(absl::Time now);
   void WaitForSteps();
   void SendHeartbeats();
   void FailEngine(const absl::Status& status, absl::Time now);
@@ -135,8 +136,12 @@ class Instance final : public RouterListener {
   absl::Time published_ = absl::InfinitePast();
   bool unpublished_ = true;  // something has happened since
   bool published_draining_ = false;
-  absl::Time rates_since_ = absl::InfinitePast();
-  CoreCounters rates_sums_;  // as they stood then
+  struct Rates {
+    double prompt = 0;  // tokens per second
+    double output = 0;
+    absl::Time since = absl::InfinitePast();
+    CoreCounters sums;  // as they stood then
+  } rates_;
 
   std::atomic<uint64_t> progress_{0};
   std::atomic<uint64_t> steps_{0};
@@ -145,7 +150,6 @@ class Instance final : public RouterListener {
   std::condition_variable changed_;
   std::deque<engine::StepHandle> submitted_;
   v1::Heartbeat heartbeat_;
-  v1::InstanceStatus status_;
   std::optional<absl::Status> done_;
   bool stopping_ = false;
 

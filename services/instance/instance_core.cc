@@ -151,7 +151,7 @@ absl::Status InstanceCore::AdmitChecked(Attempt* attempt, const v1::Admit& admit
   switch (attempt->leg) {
     case v1::LEG_DECODE:
       request.leg = engine::Leg::kDecode;
-      request.may_hand_back = admit.handbacks() < kHandbacksMax;
+      request.may_hand_back = admit.may_hand_back();
       return AdmitDecode(attempt, std::move(request));
     case v1::LEG_PREFILL:
       request.leg = engine::Leg::kPrefill;
@@ -557,7 +557,7 @@ v1::Heartbeat InstanceCore::MakeHeartbeat(absl::Time now) const {
   load.set_kv_pages_free(static_cast<uint64_t>(pool.num_free()));
   load.set_kv_pages_cached(static_cast<uint64_t>(pool.num_cached()));
   load.set_kv_pages_quarantined(static_cast<uint64_t>(pool.num_quarantined()));
-  load.set_prompt_tokens_per_second(step_times_.prompt_tokens_per_second());
+  load.set_prompt_speed(step_times_.prompt_speed());
   load.set_preemptions(static_cast<uint64_t>(scheduler_.num_preemptions()));
   return heartbeat;
 }

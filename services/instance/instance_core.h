@@ -68,9 +68,6 @@ struct CoreCounters {
   int64_t kv_failures = 0;
 };
 
-// How often a decode leg may be handed back for want of pages.
-inline constexpr uint32_t kHandbacksMax = 2;
-
 class InstanceCore {
  public:
   InstanceCore(const CoreOptions& options, CorePorts ports);

@@ -78,7 +78,7 @@ TEST_F(InstanceTest, RequestsGoThroughAndBothSidesDrain) {
     instance->BeginDrain();
     EXPECT_EQ(instance->WaitUntilDone(kSoon), absl::OkStatus());
     EXPECT_FALSE(instance->ready());
-    EXPECT_EQ(instance->status().kv_pages_free(), 64u);
+    EXPECT_EQ(instance->status().load().kv_pages_free(), 64u);
   }
 }
 
@@ -126,7 +126,7 @@ TEST_F(InstanceTest, ARouterThatIsGoneLeavesNothingBehind) {
   for (Instance* instance : {&cluster.prefill(), &cluster.decode()}) {
     instance->BeginDrain();
     EXPECT_EQ(instance->WaitUntilDone(kSoon), absl::OkStatus());
-    EXPECT_EQ(instance->status().kv_pages_quarantined(), 0u);
+    EXPECT_EQ(instance->status().load().kv_pages_quarantined(), 0u);
   }
 }
 

@@ -2,12 +2,18 @@
 
 #include <utility>
 
+#include "kernels/backends/make_backend.h"
 #include "kernels/base/status.h"
 
 namespace sluice::instance {
 
-absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr<Backend> backend) {
+absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source) {
   LoadedModel loaded;
+  SLUICE_ASSIGN_OR_RETURN(
+      loaded.backend,
+      MakeBackend({.device = source.device,
+                   .threads = source.threads,
+                   .numerics = source.exact() ? Numerics::kExact : Numerics::kFast}));
   SLUICE_ASSIGN_OR_RETURN(loaded.config, model::LoadModelConfig(source.dir));
   SLUICE_ASSIGN_OR_RETURN(
       model::ModelWeights weights,
@@ -18,7 +24,6 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr
                           .show_progress = true,
                           .threads = source.threads}));
   loaded.weights = std::make_shared<const model::ModelWeights>(std::move(weights));
-  loaded.backend = std::move(backend);
   loaded.engine_options = {
       .kv_dtype = source.exact() ? DType::kF32 : DType::kBF16,
       .absorb_prompts = source.exact(),

@@ -32,8 +32,8 @@ struct LoadedModel {
   engine::EngineOptions engine_options;  // numerics filled in; sizes are the program's
 };
 
-// `backend` is the one that the source names. Shows progress on stderr.
-absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr<Backend> backend);
+// Shows progress on stderr.
+absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source);
 
 // Bytes of KV of one token, all layers.
 int64_t KvBytesPerToken(const model::ModelConfig& config, DType kv_dtype);

@@ -86,11 +86,11 @@ class App {
   App& operator=(const App&) = delete;
 
   // Until SIGTERM, or a failure.
-  std::optional<Failure> Run(const BackendFactory& make_backend) {
+  std::optional<Failure> Run() {
     if (absl::Status status = StartServers(); !status.ok()) return Failure{kPreflight, status};
     shutdown_->OnRequested([this] { OnShutdown(); });
     const absl::Time started = clock_.Now();
-    if (absl::Status status = Load(make_backend); !status.ok()) return Failure{kModel, status};
+    if (absl::Status status = Load(); !status.ok()) return Failure{kModel, status};
     metrics_.Gauge("sluice_startup_seconds", "From the start to ready", {{"stage", "load"}})
         .Set(absl::ToDoubleSeconds(clock_.Now() - started));
     if (absl::Status status = Serve(); !status.ok()) return Failure{kPreflight, status};
@@ -142,7 +142,7 @@ class App {
     return response;
   }
 
-  absl::Status Load(const BackendFactory& make_backend) {
+  absl::Status Load() {
     const ModelSection& model = program_.config.model;
     const ModelSource source{.dir = model.dir,
                              .numerics = model.numerics,
@@ -150,9 +150,7 @@ class App {
                              .load_format = model.load_format,
                              .dummy_seed = model.dummy_seed};
     LogInfo("loading", {{"model", model.dir}});
-    SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                            make_backend(source.threads, source.exact()));
-    SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source, std::move(backend)));
+    SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source));
     SLUICE_RETURN_IF_ERROR(SizeEngine(section_, model_.config, &model_.engine_options));
     SLUICE_ASSIGN_OR_RETURN(
         engine_, engine::Engine::Create(model_.config, model_.weights, model_.backend.get(),
@@ -263,8 +261,7 @@ class App {
 
 }  // namespace
 
-int RunProgram(int argc, char** argv, std::initializer_list<absl::string_view> roles,
-               const BackendFactory& make_backend) {
+int RunProgram(int argc, char** argv, std::initializer_list<absl::string_view> roles) {
   ShutdownSignal shutdown;
   const absl::StatusOr<Program> program = StartProgram(argc, argv, roles);
   if (!program.ok()) {
@@ -272,7 +269,7 @@ int RunProgram(int argc, char** argv, std::initializer_list<absl::string_view> r
     return kUsage;
   }
   App app(*program, &shutdown);
-  const std::optional<Failure> failure = app.Run(make_backend);
+  const std::optional<Failure> failure = app.Run();
   if (!failure.has_value()) return ExitWith(absl::OkStatus());
   ExitWith(failure->status);
   return failure->code;

@@ -7,21 +7,13 @@
 // of the machine is not there (ports, KV transport, threads); 4 the model cannot be loaded.
 #pragma once
 
-#include <functional>
 #include <initializer_list>
-#include <memory>
 
-#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "kernels/ops/backend.h"
 
 namespace sluice::instance {
 
-// Threads (0: one per core), and whether numerics are exact.
-using BackendFactory = std::function<absl::StatusOr<std::unique_ptr<Backend>>(int, bool)>;
-
 // `roles`: what may be asked of this program: prefill, decode, mixed.
-int RunProgram(int argc, char** argv, std::initializer_list<absl::string_view> roles,
-               const BackendFactory& make_backend);
+int RunProgram(int argc, char** argv, std::initializer_list<absl::string_view> roles);
 
 }  // namespace sluice::instance

@@ -27,7 +27,7 @@ class StepTimes {
   // Of the last minute: between one and two of its halves are looked at.
   absl::Duration longest(absl::Time now) const;
   // Of steps with prompts, a moving average; 0: none yet.
-  double prompt_tokens_per_second() const { return rate_; }
+  double prompt_speed() const { return rate_; }
 
  private:
   struct Step {

@@ -41,13 +41,13 @@ TEST(StepTimesTest, TheRateIsThatOfStepsWithPrompts) {
   StepTimes times;
   times.OnSubmit(At(0), 100);
   times.OnResult(At(1000));
-  EXPECT_DOUBLE_EQ(times.prompt_tokens_per_second(), 100);
+  EXPECT_DOUBLE_EQ(times.prompt_speed(), 100);
   times.OnSubmit(At(2000), 0);
   times.OnResult(At(2500));
-  EXPECT_DOUBLE_EQ(times.prompt_tokens_per_second(), 100);
+  EXPECT_DOUBLE_EQ(times.prompt_speed(), 100);
   times.OnSubmit(At(3000), 200);
   times.OnResult(At(4000));
-  EXPECT_DOUBLE_EQ(times.prompt_tokens_per_second(), 120);
+  EXPECT_DOUBLE_EQ(times.prompt_speed(), 120);
 }
 
 }  // namespace

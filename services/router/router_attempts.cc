@@ -95,7 +95,7 @@ void RouterCore::Impl::SendAdmits(const Request& request, absl::Time now) {
   admit->set_page_hash_seed(spec.prompt->page_hash_seed);
   admit->set_priority(spec.priority);
   admit->set_deadline_ms(DeadlineMs(spec.deadline, now));
-  admit->set_handbacks(static_cast<uint32_t>(request.handbacks));
+  admit->set_may_hand_back(request.handbacks < kHandbacksMax);
   if (attempt.mixed) {
     admit->set_leg(sluice::v1::LEG_BOTH);
     Send(attempt.prefill, std::move(message));

@@ -107,7 +107,7 @@ struct Cluster {
     v1::WorkerMessage beat;
     beat.mutable_heartbeat()->set_ready(true);
     beat.mutable_heartbeat()->mutable_load()->set_kv_pages_free(kIndexedPages);
-    beat.mutable_heartbeat()->mutable_load()->set_prompt_tokens_per_second(1e9);
+    beat.mutable_heartbeat()->mutable_load()->set_prompt_speed(1e9);
     core.OnWorkerMessage(Id(worker), beat, now);
   }
 

@@ -121,7 +121,7 @@ class RouterCoreTest : public testing::Test {
     beat->set_ready(ready);
     beat->set_progress(++progress[worker]);
     beat->mutable_load()->set_kv_pages_free(32);
-    beat->mutable_load()->set_prompt_tokens_per_second(1000);
+    beat->mutable_load()->set_prompt_speed(1000);
     core->OnWorkerMessage(worker, message, now);
   }
 
@@ -520,7 +520,7 @@ TEST_F(RouterCoreTest, HandbacksAreNotFailuresButHaveALimit) {
   for (uint32_t attempt = 1; attempt <= 3; ++attempt) {
     const v1::Admit admit = NextAdmits(kP, kD);
     EXPECT_EQ(admit.attempt(), attempt);
-    EXPECT_EQ(admit.handbacks(), attempt - 1);
+    EXPECT_EQ(admit.may_hand_back(), attempt <= 2);
     Ended(kD, id, attempt, v1::AttemptEnded::REASON_HANDED_BACK);
     ExpectCancel(kP, id, attempt);
     EXPECT_THAT(probe.counts["failed protocol"], attempt == 3 ? 1 : 0);
@@ -537,7 +537,7 @@ TEST_F(RouterCoreTest, DrainsMayComeAsOftenAsTheyLike) {
   RecordingSink sink;
   const RequestId id = Submit(&sink);
   for (uint32_t attempt = 1; attempt <= 9; ++attempt) {
-    EXPECT_EQ(NextAdmits(kP, kD).handbacks(), 0u);
+    EXPECT_TRUE(NextAdmits(kP, kD).may_hand_back());
     Ended(kD, id, attempt, v1::AttemptEnded::REASON_DRAINING);
     ExpectCancel(kP, id, attempt);
     Beat(kD);

@@ -231,14 +231,8 @@ v1::GetStatusResponse RouterMetrics::Status(const RouterSnapshot& snapshot) cons
     out->set_instance(instance.hello.instance());
     out->set_role(kRoles[static_cast<size_t>(role)]);
     out->set_state(std::string(InstanceStateName(instance.state)));
-    out->set_running(instance.load.running());
-    out->set_waiting(instance.load.waiting());
-    out->set_slots(instance.hello.capacity().slots());
-    out->set_kv_pages(instance.hello.capacity().kv_pages());
-    out->set_kv_pages_free(instance.load.kv_pages_free());
-    out->set_kv_pages_cached(instance.load.kv_pages_cached());
-    out->set_kv_pages_quarantined(instance.load.kv_pages_quarantined());
-    out->set_prompt_tokens_per_second(instance.load.prompt_tokens_per_second());
+    *out->mutable_capacity() = instance.hello.capacity();
+    *out->mutable_load() = instance.load;
   }
   v1::RouterStatus* router = status.mutable_router();
   router->set_queued(static_cast<uint32_t>(snapshot.queued));

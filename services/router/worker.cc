@@ -78,7 +78,7 @@ Candidate Worker::Describe() const {
       std::min(c.kv_pages, sum(static_cast<int64_t>(load.kv_pages_free()), -since.pages));
   c.step_tokens = capacity.step_tokens();
   c.waiting_tokens = sum(static_cast<int64_t>(load.waiting_tokens()), since.tokens);
-  c.tokens_per_second = load.prompt_tokens_per_second();
+  c.tokens_per_second = load.prompt_speed();
   c.placements = placements_;
   c.full = closed_;
   return c;

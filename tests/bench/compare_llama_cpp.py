@@ -3,7 +3,7 @@
 
   tests/bench/compare_llama_cpp.py WORKDIR [--rounds N] [--threads N]
 
-Fills WORKDIR once (26 GB): llama.cpp from the source package of llama-cpp-python, random weights with
+Fills WORKDIR once (30 GB): llama.cpp from the source package of llama-cpp-python, random weights with
 DeepSeek-V2-Lite's dimensions cut to 6 layers, and GGUF files of both checkpoints. Then measures in
 turns, prints the best round of each, and the ratio of our best to theirs. Needs a release build,
 pip and network; torch, transformers and gguf for converting. See tests/bench/README.md.

@@ -93,7 +93,6 @@ void SimWorker::OnMessage(const v1::RouterMessage& message) {
 void SimWorker::OnAdmit(const v1::Admit& admit) {
   const Key key(admit.request(), admit.attempt());
   EXPECT_FALSE(legs_.contains(key)) << "admitted twice";
-  EXPECT_LE(admit.handbacks(), 2);
   const v1::Leg wanted = options_.role == v1::ROLE_PREFILL  ? v1::LEG_PREFILL
                          : options_.role == v1::ROLE_DECODE ? v1::LEG_DECODE
                                                             : v1::LEG_BOTH;
@@ -110,7 +109,7 @@ void SimWorker::OnAdmit(const v1::Admit& admit) {
   leg.to_compute = static_cast<uint64_t>(admit.prompt_ids_size()) + leg.outputs;
   EXPECT_LT(leg.to_compute, kPositions);
   leg.pages = PagesOf(leg.to_compute + 1);
-  leg.handbacks = admit.handbacks();
+  leg.may_hand_back = admit.may_hand_back();
   leg.patience = world_->now() + kKvTimeout;
   if (admit.deadline_ms() > 0)
     leg.deadline = world_->now() + absl::Milliseconds(admit.deadline_ms());
@@ -175,7 +174,7 @@ bool SimWorker::StepLeg(const Key& key, Leg* leg, v1::StepTokens* tokens) {
   const bool waits =
       leg->leg == v1::LEG_PREFILL ? !leg->kv_sent : leg->leg == v1::LEG_DECODE && !leg->kv_ready;
   if (waits && world_->now() >= leg->patience) return End(key, v1::AttemptEnded::REASON_KV_FAILED);
-  if (leg->handbacks < 2 && world_->Chance(options_.faults.hand_back)) {
+  if (leg->may_hand_back && world_->Chance(options_.faults.hand_back)) {
     return End(key, v1::AttemptEnded::REASON_HANDED_BACK);
   }
   if (leg->leg == v1::LEG_DECODE) {
@@ -258,7 +257,7 @@ void SimWorker::Heartbeat() {
     waiting_tokens += leg.leg == v1::LEG_DECODE ? 0 : leg.to_compute;
   beat->mutable_load()->set_waiting_tokens(waiting_tokens);
   beat->mutable_load()->set_kv_pages_free(options_.kv_pages - pages_taken());
-  beat->mutable_load()->set_prompt_tokens_per_second(5000);
+  beat->mutable_load()->set_prompt_speed(5000);
   send_(std::move(message));
 }
 

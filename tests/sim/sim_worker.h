@@ -56,7 +56,7 @@ class SimWorker final : public Instance {
     bool wants_logprobs = false;
     uint64_t to_compute = 0;  // tokens of the prompt
     uint64_t pages = 0;
-    uint32_t handbacks = 0;
+    bool may_hand_back = false;
     uint64_t lease = 0;
     uint64_t lease_of = 0;  // prefill: the decode's incarnation
     bool granted = false;

@@ -3,12 +3,10 @@
 #include <cstdio>
 #include <filesystem>
 #include <system_error>
-#include <utility>
 
 #include "CLI/Config.hpp"
 #include "CLI/Formatter.hpp"
 #include "absl/strings/str_cat.h"
-#include "kernels/backends/make_backend.h"
 #include "kernels/base/status.h"
 
 namespace sluice::cli {
@@ -52,14 +50,9 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   if (tokenizer_file.type() != std::filesystem::file_type::not_found) {
     SLUICE_ASSIGN_OR_RETURN(loaded.tokenizer, model::Tokenizer::Load(options.dir));
   }
-  SLUICE_ASSIGN_OR_RETURN(
-      std::unique_ptr<Backend> backend,
-      MakeBackend({.device = options.device,
-                   .threads = options.threads,
-                   .numerics = options.exact() ? Numerics::kExact : Numerics::kFast}));
-  std::fprintf(stderr, "%s\n", backend->Describe().c_str());
   SLUICE_ASSIGN_OR_RETURN(static_cast<instance::LoadedModel&>(loaded),
-                          instance::LoadModel(options, std::move(backend)));
+                          instance::LoadModel(options));
+  std::fprintf(stderr, "%s\n", loaded.backend->Describe().c_str());
   return loaded;
 }
 

@@ -57,14 +57,16 @@ std::string StatusText(const v1::GetStatusResponse& status) {
                         "ROLE", "STATE", "RUNNING", "WAITING", "KV PAGES", "USED", "CACHED", "QUAR",
                         "PROMPT t/s", "OUTPUT t/s");
   for (const v1::InstanceStatus& instance : status.instances()) {
+    const v1::Capacity& capacity = instance.capacity();
+    const v1::Load& load = instance.load();
     absl::StrAppendFormat(
         &text, "%-14s %-8s %-9s %9s %7u %8u %6s %7u %6u %10.0f %10.0f\n", instance.instance(),
-        instance.role(), instance.state(), absl::StrCat(instance.running(), "/", instance.slots()),
-        instance.waiting(), instance.kv_pages(),
-        Percent(instance.kv_pages() - std::min(instance.kv_pages_free(), instance.kv_pages()),
-                instance.kv_pages()),
-        instance.kv_pages_cached(), instance.kv_pages_quarantined(),
-        instance.prompt_tokens_per_second(), instance.output_tokens_per_second());
+        instance.role(), instance.state(), absl::StrCat(load.running(), "/", capacity.slots()),
+        load.waiting(), capacity.kv_pages(),
+        Percent(capacity.kv_pages() - std::min(load.kv_pages_free(), capacity.kv_pages()),
+                capacity.kv_pages()),
+        load.kv_pages_cached(), load.kv_pages_quarantined(), load.prompt_tokens_per_second(),
+        load.output_tokens_per_second());
   }
   if (status.instances().empty()) absl::StrAppend(&text, "none attached\n");
   return text;
