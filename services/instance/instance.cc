@@ -14,6 +14,7 @@ namespace {
 constexpr absl::Duration kIdlePass = absl::Milliseconds(250);
 constexpr absl::Duration kPublish = absl::Milliseconds(50);
 constexpr absl::Duration kRateWindow = absl::Seconds(1);
+constexpr int kLongestSteps = 100;  // of those that ended lately, until one does not end
 
 }  // namespace
 
@@ -264,17 +265,24 @@ void Instance::UpdateRates(absl::Time now) {
 void Instance::WaitForSteps() {
   while (true) {
     engine::StepHandle handle;
+    absl::Duration limit;
     {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [&] { return stopping_ || !submitted_.empty(); });
       if (submitted_.empty()) return;
       handle = submitted_.front();
       submitted_.pop_front();
+      limit = StepLimit();
     }
     StepDone done;
-    done.status = engine_->Wait(handle, absl::InfiniteDuration(), &done.result);
+    done.status = engine_->Wait(handle, limit, &done.result);
     mailbox_->Post(std::move(done));
   }
+}
+
+absl::Duration Instance::StepLimit() const {
+  return std::max(options_.step_limit_min,
+                  kLongestSteps * absl::Milliseconds(heartbeat_.longest_step_ms()));
 }
 
 void Instance::SendHeartbeats() {

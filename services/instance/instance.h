@@ -3,7 +3,8 @@
 // one that tells routers every 250 ms that it lives, however long a step takes.
 //
 // The counter that heartbeats carry is advanced by the loop alone: by each step that has ended, and
-// while no step runs by each pass (at least two a second). A step that never ends stops it.
+// while no step runs by each pass (at least two a second). A step that never ends stops it, and
+// after StepLimit() counts as a failure of the engine.
 //
 // Threads: any. It knows nothing of gRPC.
 #pragma once
@@ -37,6 +38,8 @@ struct InstanceOptions {
   CoreOptions core;  // scheduler's sizes and layers are taken from the engine
   int64_t waiting_requests_max = 256;
   absl::Duration heartbeat = absl::Milliseconds(250);
+  // StepLimit() is not less: the first step of a large model reads its weights from a disk.
+  absl::Duration step_limit_min = absl::Minutes(10);
   size_t mailbox_max = 1 << 16;  // events; then a router's messages are not taken any more
 };
 
@@ -64,7 +67,8 @@ class Instance final : public RouterListener {
   void BeginDrain();
   // Returns when it has drained (Ok) or the engine has failed; DeadlineExceeded before that.
   absl::Status WaitUntilDone(absl::Duration timeout);
-  // Ends the threads. No event is looked at any more.
+  // Ends the threads. No event is looked at any more. Waits for the steps in flight, for each no
+  // longer than StepLimit().
   void Stop();
 
   bool ready() const;
@@ -112,6 +116,9 @@ class Instance final : public RouterListener {
   void Publish(absl::Time now);
   void UpdateRates(absl::Time now);
   void WaitForSteps();
+  // How long a step may take before it is taken not to end: far more than any has taken of late.
+  // Routers go elsewhere long before. REQUIRES mutex_.
+  absl::Duration StepLimit() const;
   void SendHeartbeats();
   void FailEngine(const absl::Status& status, absl::Time now);
 

@@ -1,8 +1,10 @@
 #include "services/instance/instance.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -95,6 +97,20 @@ TEST_F(InstanceTest, HeartbeatsGoOnWithoutProgressWhileAStepHangs) {
   }
   decode_backend_.Release();
   EXPECT_EQ(cluster.Wait(1).tokens.size(), 5u);
+}
+
+TEST_F(InstanceTest, AStepThatDoesNotEndIsAFailureOfTheEngine) {
+  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get(), absl::Milliseconds(250),
+                       /*step_limit_min=*/absl::Milliseconds(50));
+  decode_backend_.Hold();
+  cluster.Submit(Ask(1, 10, 5));
+  EXPECT_EQ(cluster.Wait(1).failure, "REASON_ENGINE");
+  const absl::Status done = cluster.decode().WaitUntilDone(kSoon);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(done)) << done;
+  EXPECT_THAT(std::string(done.message()), testing::HasSubstr("step 1 still runs after 50ms"));
+  EXPECT_FALSE(cluster.decode().ready());
+  cluster.decode().Stop();  // does not wait for the step
+  decode_backend_.Release();
 }
 
 TEST_F(InstanceTest, AnEngineThatFailsEndsAttemptsAndTheInstance) {

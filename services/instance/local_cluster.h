@@ -31,13 +31,14 @@ class LocalCluster {
 
   // The engines outlive the cluster.
   LocalCluster(engine::Engine* prefill, engine::Engine* decode,
-               absl::Duration heartbeat = absl::Milliseconds(250))
+               absl::Duration heartbeat = absl::Milliseconds(250),
+               absl::Duration step_limit_min = absl::Minutes(10))
       : prefill_transport_(network_.Join(KvMemoryOf(*prefill), 1)),
         decode_transport_(network_.Join(KvMemoryOf(*decode), 2)),
-        prefill_(Options(v1::ROLE_PREFILL, heartbeat), prefill, prefill_transport_.get(), nullptr,
-                 &clock_),
-        decode_(Options(v1::ROLE_DECODE, heartbeat), decode, decode_transport_.get(), nullptr,
-                &clock_),
+        prefill_(Options(v1::ROLE_PREFILL, heartbeat, step_limit_min), prefill,
+                 prefill_transport_.get(), nullptr, &clock_),
+        decode_(Options(v1::ROLE_DECODE, heartbeat, step_limit_min), decode,
+                decode_transport_.get(), nullptr, &clock_),
         from_prefill_(this, true),
         from_decode_(this, false) {
     for (Instance* instance : {&prefill_, &decode_}) instance->OnAttached(kRouter);
@@ -100,8 +101,11 @@ class LocalCluster {
     const bool prefill_;
   };
 
-  static InstanceOptions Options(v1::Role role, absl::Duration heartbeat) {
-    return {.core = {.role = role, .random_seed = 1}, .heartbeat = heartbeat};
+  static InstanceOptions Options(v1::Role role, absl::Duration heartbeat,
+                                 absl::Duration step_limit_min) {
+    return {.core = {.role = role, .random_seed = 1},
+            .heartbeat = heartbeat,
+            .step_limit_min = step_limit_min};
   }
 
   void OnMessage(bool prefill, const v1::WorkerMessage& message) {

@@ -13,6 +13,7 @@
 #include "kernels/base/status.h"
 #include "kernels/ops/attention.h"
 #include "services/base/clock.h"
+#include "services/base/exit_deadline.h"
 #include "services/base/log.h"
 #include "services/base/metrics.h"
 #include "services/base/program.h"
@@ -35,6 +36,8 @@ enum ExitCode { kRuntime = 1, kUsage = 2, kPreflight = 3, kModel = 4 };
 
 // For what has been said already when a stream is closed.
 constexpr absl::Duration kFlush = absl::Seconds(2);
+// For everything after the drain; `sluice up` kills a second later.
+constexpr absl::Duration kStopMax = absl::Seconds(4);
 constexpr int64_t kKvBytesDefault = int64_t{1} << 30;
 
 // A failure, and how the process is to end for it.
@@ -110,6 +113,7 @@ class App {
       StopLogging();
       std::_Exit(0);  // nothing is promised to anybody yet
     }
+    exit_deadline_.Start(program_.config.timeouts.drain + kStopMax);
     server_->SetReady(false);
     instance_->BeginDrain();
   }
@@ -229,6 +233,7 @@ class App {
   }
 
   void Stop() {
+    exit_deadline_.Start(kStopMax);
     server_->SetReady(false);
     reporter_.reset();
     attach_->Close(kFlush);
@@ -241,6 +246,7 @@ class App {
   const Program& program_;
   ShutdownSignal* const shutdown_;
   const InstanceSection& section_;
+  ExitDeadline exit_deadline_;  // outlives what may hang
   const RealClock clock_;
   Metrics metrics_;
   std::unique_ptr<MetricsServer> metrics_server_;

@@ -4,8 +4,11 @@ usage: cluster_test.py BIN_DIR     (from the root of the sources; ctest does tha
 """
 
 import json
+import pathlib
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -280,6 +283,32 @@ class HurtTest(unittest.TestCase):
                     cluster.signal("router-1", signal.SIGTERM)
             self.assertEqual(text_of(events), wanted)
             self.assertEqual(cluster.processes["router-1"].wait(timeout=15), 0)
+
+    def test_a_step_that_does_not_end_does_not_keep_a_process(self):
+        # One prompt of 60,000 tokens in one step, by one thread: minutes.
+        with tempfile.TemporaryDirectory() as model:
+            for file in pathlib.Path(MODEL).iterdir():
+                if file.suffix != ".safetensors":
+                    shutil.copy(file, model)
+            config = json.loads((pathlib.Path(MODEL) / "config.json").read_text()) | {"max_position_embeddings": 65536}
+            (pathlib.Path(model) / "config.json").write_text(json.dumps(config))
+            sections = {"model": {"dir": model, "load_format": "dummy"}, "timeouts": {"drain": "1s"},
+                        "router": {"request_timeout": "6s"}, "mixed": {"step_tokens": 65536, "kv_pages": 1024}}
+            with Cluster(BIN, prefill=0, decode=0, mixed=1, sections=sections) as cluster:
+                body = {"prompt": [7] * 60000, "max_tokens": 1}
+                status = []
+                client = threading.Thread(
+                    target=lambda: status.append(cluster.request("POST", "/v1/completions", body)[0]))
+                client.start()
+                wait_for(lambda: cluster.metric("sluice_router_endpoints", state="wedged") == 1)
+                cluster.signal("mixed-1", signal.SIGTERM)
+                began = time.monotonic()
+                self.assertEqual(cluster.processes["mixed-1"].wait(timeout=15), 1)
+                self.assertLess(time.monotonic() - began, 6.0)
+                self.assertIn("something hangs", cluster.logs())
+                client.join()
+                self.assertEqual(status, [504])
+                cluster.killed.add("mixed-1")
 
     def test_a_mixed_instance_is_a_cluster(self):
         with Cluster(BIN, prefill=0, decode=0, mixed=1) as cluster:

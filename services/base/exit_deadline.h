@@ -1,0 +1,34 @@
+// A process that is to end, and does not: something hangs, and whoever waits for it hangs as well.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "absl/time/time.h"
+
+namespace sluice {
+
+// Lives longer than whatever might hang. When the time given to Start has passed before it is
+// destroyed, it logs that, writes the log out, and ends the process with status 1, without any
+// destructor.
+//
+// Threads: any.
+class ExitDeadline {
+ public:
+  ExitDeadline() = default;
+  ~ExitDeadline();  // the process has come so far
+  ExitDeadline(const ExitDeadline&) = delete;
+  ExitDeadline& operator=(const ExitDeadline&) = delete;
+
+  // The first call counts.
+  void Start(absl::Duration limit);
+
+ private:
+  std::mutex mutex_;  // guards all below
+  std::condition_variable changed_;
+  bool over_ = false;
+  std::thread thread_;
+};
+
+}  // namespace sluice
