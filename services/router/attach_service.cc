@@ -26,6 +26,7 @@ class AttachService::Impl final : public v1::Attach::CallbackService {
       grpc::CallbackServerContext* context) override;
 
   void Send(WorkerId worker, v1::RouterMessage message);
+  void End(WorkerId worker, const absl::Status& why);
   void Close();
 
   // On gRPC's threads.
@@ -208,7 +209,6 @@ void AttachService::Impl::OnDone(WorkerId id) {
   post_([this, id] {
     const auto it = streams_.find(id);
     if (it == streams_.end()) return;
-    LogInfo("worker gone", {{"peer", it->second->peer()}});
     streams_.erase(it);
     core->OnWorkerGone(id, clock_->Now());
   });
@@ -217,6 +217,13 @@ void AttachService::Impl::OnDone(WorkerId id) {
 void AttachService::Impl::Send(WorkerId worker, v1::RouterMessage message) {
   const auto it = streams_.find(worker);
   if (it != streams_.end()) it->second->Send(std::move(message));
+}
+
+void AttachService::Impl::End(WorkerId worker, const absl::Status& why) {
+  const auto it = streams_.find(worker);
+  if (it == streams_.end()) return;
+  it->second->Finish(rpc::ToGrpc(why));
+  streams_.erase(it);
 }
 
 void AttachService::Impl::Close() {
@@ -234,6 +241,7 @@ grpc::Service* AttachService::service() { return impl_.get(); }
 void AttachService::Send(WorkerId worker, v1::RouterMessage message) {
   impl_->Send(worker, std::move(message));
 }
+void AttachService::End(WorkerId worker, const absl::Status& why) { impl_->End(worker, why); }
 void AttachService::Close() { impl_->Close(); }
 
 }  // namespace sluice::router

@@ -41,6 +41,7 @@ class AttachService final : public WorkerBus {
   grpc::Service* service();
 
   void Send(WorkerId worker, sluice::v1::RouterMessage message) override;
+  void End(WorkerId worker, const absl::Status& why) override;
   // Ends every stream, so that workers go elsewhere, and refuses new ones.
   void Close();
 

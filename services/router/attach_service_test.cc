@@ -215,6 +215,19 @@ TEST_F(AttachServiceTest, AWorkerThatDoesNotReadLosesItsStream) {
   EXPECT_FALSE(worker->Status().ok());
 }
 
+TEST_F(AttachServiceTest, AProcessThatAttachesAnewEndsItsOldStream) {
+  auto first = Dial(Hello());
+  first->Read();
+  auto second = Dial(Hello());
+  second->Read();
+  const grpc::Status told = first->Status();
+  EXPECT_EQ(told.error_code(), grpc::StatusCode::ABORTED);
+  EXPECT_THAT(told.error_message(), HasSubstr("mixed-1"));
+  second->stream->Write(Ready());
+  WaitFor([&] { return core.CanPlace(); });
+  loop->Call([&] { EXPECT_EQ(core.Snapshot().instances.size(), 1); });
+}
+
 TEST_F(AttachServiceTest, CloseEndsStreamsAndRefusesNewOnes) {
   auto worker = Dial(Hello());
   worker->Read();

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/base/log.h"
 #include "services/router/retry_hint.h"
 #include "services/router/router_impl.h"
 
@@ -182,6 +183,7 @@ std::unique_ptr<Request> RouterCore::Impl::Remove(Request* request, absl::Status
     EndAttempt(request, /*not_told=*/0);
   } else if (request->parked_at) {
     parked_.erase(request->id);
+    parked_tokens_ -= request->usage.prompt_tokens;
   } else {
     queue_.Erase(request->waiting());
   }
@@ -192,10 +194,14 @@ std::unique_ptr<Request> RouterCore::Impl::Remove(Request* request, absl::Status
   return std::move(node.mapped());
 }
 
-void RouterCore::Impl::FailAllOn(WorkerId worker, absl::string_view reason, absl::Time now) {
+void RouterCore::Impl::FailAllOn(WorkerId worker, absl::string_view how, absl::Time now) {
   // A worker whose stream is gone hears nothing any more; one that only stands still is told.
-  const WorkerId not_told = reason == "worker_gone" ? worker : 0;
+  const WorkerId not_told = how == "gone" ? worker : 0;
+  const std::string reason = absl::StrCat("worker_", how);
   const absl::btree_set<RequestId> requests = FindWorker(worker)->requests();
+  LogWarn("instance failed", {{"instance", FindWorker(worker)->hello().instance()},
+                              {"reason", how},
+                              {"requests", requests.size()}});
   for (RequestId id : requests) {
     // A sink may have cancelled it, or what it was on may be over.
     Request* request = FindRequest(id);

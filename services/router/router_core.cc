@@ -6,6 +6,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "services/base/log.h"
 #include "services/router/retry_hint.h"
 #include "services/router/router_impl.h"
 
@@ -108,13 +109,17 @@ absl::StatusOr<int64_t> RouterCore::Impl::CheckRequest(const GenerationRequest& 
                                  " tokens and one of output are more than the ", longest.tokens,
                                  " that the largest instances hold (", longest.limited_by, ")")));
   }
-  if (static_cast<int64_t>(parked_.size()) >= options_.queued_requests_max) {
-    return refuse("queue_full", WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
-                                                   parked_.size(),
-                                                   " requests wait for an instance that could "
-                                                   "take them to come back; allowed are ",
-                                                   options_.queued_requests_max)),
-                                               kNoInstanceRetry));
+  const int64_t parked_tokens = parked_tokens_ + static_cast<int64_t>(prompt.ids.size());
+  if (static_cast<int64_t>(parked_.size()) >= options_.queued_requests_max ||
+      (!parked_.empty() && parked_tokens > options_.queued_tokens_max)) {
+    return refuse(
+        "queue_full",
+        WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                           parked_.size(), " requests with ", parked_tokens_,
+                           " prompt tokens wait for an instance that could take them to "
+                           "come back; allowed are ",
+                           options_.queued_requests_max, " with ", options_.queued_tokens_max)),
+                       kNoInstanceRetry));
   }
   absl::Status room =
       queue_.CheckRoom(request.priority, static_cast<int64_t>(prompt.ids.size()), now);
@@ -161,7 +166,15 @@ void RouterCore::Impl::Enqueue(Request* request, absl::Time now) {
   SetTimer(request, now);
 }
 
+// It must not stand in the way of others until somebody comes who can take it.
+void RouterCore::Impl::Park(Request* request, absl::Time now) {
+  request->parked_at = now;
+  parked_.insert(request->id);
+  parked_tokens_ += request->usage.prompt_tokens;
+}
+
 void RouterCore::Impl::Unpark(absl::Time now) {
+  parked_tokens_ = 0;
   for (RequestId id : std::exchange(parked_, {})) {
     Request* request = FindRequest(id);
     request->parked_at.reset();
@@ -178,11 +191,7 @@ void RouterCore::Impl::Pump(absl::Time now) {
     const PlacementVerdict verdict = TryPlace(request, now);
     if (verdict == PlacementVerdict::kWait) return;
     queue_.Erase(*next);
-    if (verdict == PlacementVerdict::kNone) {
-      // It must not stand in the way of others until somebody comes who can take it.
-      request->parked_at = now;
-      parked_.insert(request->id);
-    }
+    if (verdict == PlacementVerdict::kNone) Park(request, now);
     SetTimer(request, now);
   }
 }
@@ -253,16 +262,20 @@ absl::Status RouterCore::Impl::OnWorkerHello(WorkerId id, const sluice::v1::Hell
   std::optional<WorkerId> before;
   for (const auto& [other, worker] : workers_) {
     if (worker.hello().instance() != hello.instance()) continue;
-    if (worker.hello().incarnation() != hello.incarnation() &&
-        worker.state() != InstanceState::kDead) {
+    if (worker.hello().incarnation() != hello.incarnation() && !worker.broken()) {
       return absl::AlreadyExistsError(absl::StrCat(
           "instance: another process is attached as ", hello.instance(), " and alive, incarnation ",
           worker.hello().incarnation(), ", this is ", hello.incarnation()));
     }
     before = other;
   }
-  // The same process over a new stream, or one that came for one that is dead.
-  if (before) OnWorkerGone(*before, now);
+  // The same process over a new stream, or one that came for one that is dead or wedged.
+  if (before) {
+    bus_->End(*before, absl::AbortedError(absl::StrCat("instance: ", hello.instance(),
+                                                       " has attached over a new stream as ",
+                                                       "incarnation ", hello.incarnation())));
+    OnWorkerGone(*before, now);
+  }
   if (!workers_.try_emplace(id, id, hello, &index_, now).second) {
     return absl::InternalError(absl::StrCat("worker ", id, " said hello twice"));
   }
@@ -281,8 +294,13 @@ absl::Status RouterCore::Impl::OnWorkerHello(WorkerId id, const sluice::v1::Hell
 void RouterCore::Impl::OnWorkerGone(WorkerId id, absl::Time now) {
   Worker* worker = FindWorker(id);
   if (worker == nullptr) return;
-  worker->SetDead();
-  FailAllOn(id, "worker_gone", now);
+  const bool expected = worker->state() == InstanceState::kDraining || worker->broken_logged;
+  if (expected && worker->requests().empty()) {
+    LogInfo("instance left", {{"instance", worker->hello().instance()}});
+  } else {
+    worker->SetDead();
+    FailAllOn(id, "gone", now);
+  }
   workers_.erase(id);
   Pump(now);
 }
@@ -298,13 +316,16 @@ void RouterCore::Impl::OnTick(absl::Time now) {
     if (pause > kTickMax) worker.Forgive(pause);
     worker.CheckLiveness(now);
     came_back |= worker.placeable() && !placeable_before;
-    const bool is_broken =
-        worker.state() == InstanceState::kDead || worker.state() == InstanceState::kWedged;
-    if (is_broken && !worker.requests().empty()) broken.push_back({id, worker.state()});
+    if (worker.broken() && (!worker.broken_logged || !worker.requests().empty())) {
+      broken.push_back({id, worker.state()});
+    } else if (!worker.broken() && worker.broken_logged) {
+      LogInfo("instance is back", {{"instance", worker.hello().instance()}});
+    }
+    worker.broken_logged = worker.broken();
   }
   if (came_back) Unpark(now);
   for (const auto& [id, state] : broken) {
-    FailAllOn(id, state == InstanceState::kDead ? "worker_dead" : "worker_wedged", now);
+    FailAllOn(id, InstanceStateName(state), now);
   }
   while (!timers_.empty() && timers_.begin()->first <= now) OnTimer(timers_.begin()->second, now);
   index_.Sweep(kSweptPerTick);
@@ -345,7 +366,7 @@ RouterSnapshot RouterCore::Impl::Snapshot() const {
     }
   }
   snapshot.queued = queue_.size() + static_cast<int64_t>(parked_.size());
-  snapshot.queued_tokens = queue_.tokens();
+  snapshot.queued_tokens = queue_.tokens() + parked_tokens_;
   snapshot.indexed_pages = index_.size();
   snapshot.draining = draining_;
   snapshot.can_place = CanPlace();

@@ -30,6 +30,7 @@ std::string RandomHashes(int64_t count, std::mt19937_64* rng) {
 
 class NullBus final : public WorkerBus {
  public:
+  void End(WorkerId, const absl::Status&) override {}
   void Send(WorkerId, v1::RouterMessage message) override {
     bytes += message.admit().prompt_ids_size();
   }

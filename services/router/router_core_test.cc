@@ -33,7 +33,9 @@ class RecordingBus final : public WorkerBus {
   void Send(WorkerId worker, RouterMessage message) override {
     sent.push_back({worker, std::move(message)});
   }
+  void End(WorkerId worker, const absl::Status& why) override { ended.push_back({worker, why}); }
   std::deque<std::pair<WorkerId, RouterMessage>> sent;
+  std::vector<std::pair<WorkerId, absl::Status>> ended;
 };
 
 class RecordingSink final : public GenerationSink {
@@ -894,10 +896,102 @@ TEST_F(RouterCoreTest, AProcessThatDialsAgainReplacesItsOldStream) {
   Next(9);
   Beat(9);
   EXPECT_THAT(NextAdmits(kP, 9).output_ids(), ElementsAre(50));
+  ASSERT_THAT(bus.ended, testing::SizeIs(1));
+  EXPECT_EQ(bus.ended[0].first, kD);
+  EXPECT_EQ(bus.ended[0].second.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(bus.ended[0].second.message(), HasSubstr("decode-2"));
   Tokens(kD, id, 1, 1, {51});  // from the old stream
   EXPECT_THAT(sink.tokens, ElementsAre(50));
   core->OnWorkerGone(kD, now);
   EXPECT_EQ(core->Snapshot().instances.size(), 2);
+}
+
+// Only while that one is alive may nobody else take its name.
+TEST_F(RouterCoreTest, AnotherProcessTakesTheNameOfADeadOrWedgedOne) {
+  for (const bool beats : {false, true}) {
+    SCOPED_TRACE(beats ? "wedged" : "dead");
+    Restart({});
+    bus.ended.clear();
+    AttachPair();
+    RecordingSink sink;
+    const RequestId id = Decoding(&sink);
+    v1::Hello other = HelloOf("decode-2", v1::ROLE_DECODE);
+    other.set_incarnation(18);
+    EXPECT_EQ(core->OnWorkerHello(9, other, now).code(), absl::StatusCode::kAlreadyExists);
+    EXPECT_THAT(bus.ended, IsEmpty());
+    for (const absl::Time end = now + absl::Seconds(3); now < end;) {
+      now += absl::Milliseconds(50);
+      Beat(kP);
+      if (beats) {
+        --progress[kD];  // stands still
+        Beat(kD);
+      }
+      core->OnTick(now);
+    }
+    ExpectCancel(kD, id, 1);
+    ASSERT_TRUE(core->OnWorkerHello(9, other, now).ok());
+    ASSERT_THAT(bus.ended, testing::SizeIs(1));
+    EXPECT_EQ(bus.ended[0].first, kD);
+    EXPECT_THAT(bus.ended[0].second.message(), HasSubstr("incarnation 18"));
+    Next(9);
+    Beat(9);
+    EXPECT_THAT(NextAdmits(kP, 9).output_ids(), ElementsAre(50));
+    core->Cancel(id, now);
+  }
+}
+
+// They are not in the queue, and take the same memory.
+TEST_F(RouterCoreTest, PromptsThatWaitForAnInstanceToComeBackCount) {
+  Restart({.queued_tokens_max = 200});
+  Attach(kD, v1::ROLE_MIXED);
+  v1::Hello small = HelloOf("small", v1::ROLE_MIXED);
+  small.mutable_capacity()->set_positions(64);
+  ASSERT_TRUE(core->OnWorkerHello(9, small, now).ok());
+  Beat(9);
+  Beat(kD, /*ready=*/false);
+  RecordingSink sinks[3];
+  for (int i = 0; i < 2; ++i) Submit(&sinks[i], 100);
+  EXPECT_EQ(core->Snapshot().queued, 2);
+  EXPECT_EQ(core->Snapshot().queued_tokens, 200);
+  const absl::Status refused = core->Submit(Ask(100), &sinks[2], now).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused.message(), HasSubstr("200 prompt tokens"));
+  EXPECT_TRUE(RetryAfter(refused).has_value());
+  Beat(kD);
+  EXPECT_EQ(core->Snapshot().queued_tokens, 0) << "placed";
+}
+
+TEST_F(RouterCoreTest, AnInstanceThatFailsIsLoggedOnceWithWhatItHad) {
+  const auto lines = [&](const std::function<void()>& run) {
+    testing::internal::CaptureStderr();
+    run();
+    return testing::internal::GetCapturedStderr();
+  };
+  AttachPair();
+  Attach(kD2, v1::ROLE_DECODE);
+  RecordingSink sink;
+  const RequestId id = Decoding(&sink);
+  // Silent for 3 s, which is more than one reason, and back.
+  std::string log = lines([&] { Pass(absl::Seconds(3), {kP, kD2}); });
+  EXPECT_THAT(log, HasSubstr("instance failed instance=decode-2 reason=dead requests=1"));
+  EXPECT_EQ(log.find("instance failed"), log.rfind("instance failed")) << log;
+  EXPECT_THAT(lines([&] {
+                Pass(absl::Milliseconds(100), {kP, kD, kD2});
+              }),
+              HasSubstr("instance is back instance=decode-2"));
+  core->Cancel(id, now);
+  bus.sent.clear();
+  // Without a request it is said, too.
+  log = lines([&] {
+    for (int i = 0; i < 60; ++i) {
+      --progress[kD];  // stands still
+      Pass(absl::Milliseconds(50), {kP, kD, kD2});
+    }
+  });
+  EXPECT_THAT(log, HasSubstr("instance failed instance=decode-2 reason=wedged requests=0"));
+  EXPECT_EQ(log.find("instance failed"), log.rfind("instance failed")) << log;
+  EXPECT_THAT(lines([&] { core->OnWorkerGone(kP, now); }),
+              HasSubstr("instance failed instance=prefill-1 reason=gone requests=0"));
 }
 
 TEST_F(RouterCoreTest, DrainRefusesNewRequestsAndFinishesOldOnes) {

@@ -51,6 +51,7 @@ class RouterCore::Impl {
   // The longest sequence that there is room for, in tokens, if the request may come in.
   absl::StatusOr<int64_t> CheckRequest(const GenerationRequest& request, absl::Time now) const;
   void Enqueue(Request* request, absl::Time now);
+  void Park(Request* request, absl::Time now);
   void Unpark(absl::Time now);
   // Places whoever can be placed, in order. Calls no sink.
   void Pump(absl::Time now);
@@ -78,8 +79,8 @@ class RouterCore::Impl {
   void EndWithError(Request* request, absl::Status status, absl::Time now);
   // Out of the tables, and its workers; the last owner of it gets it.
   std::unique_ptr<Request> Remove(Request* request, absl::StatusCode code, absl::Time now);
-  // Everything that a worker has a part in, after it broke.
-  void FailAllOn(WorkerId worker, absl::string_view reason, absl::Time now);
+  // Everything that a worker has a part in, after it broke: gone, dead or wedged. Logs it.
+  void FailAllOn(WorkerId worker, absl::string_view how, absl::Time now);
 
   // --- Messages (router_messages.cc) ---
   void OnHeartbeat(Worker* worker, const sluice::v1::Heartbeat& heartbeat, absl::Time now);
@@ -110,6 +111,7 @@ class RouterCore::Impl {
   absl::flat_hash_map<RequestId, std::unique_ptr<Request>> requests_;
   AdmissionQueue queue_;
   absl::btree_set<RequestId> parked_;
+  int64_t parked_tokens_ = 0;  // of their prompts
   absl::btree_set<std::pair<absl::Time, RequestId>> timers_;
   RequestId next_id_ = 1;
   bool draining_ = false;

@@ -44,6 +44,9 @@ class Worker {
   const sluice::v1::Load& load() const { return heartbeat_.load(); }
   InstanceState state() const { return state_; }
   bool placeable() const { return state_ == InstanceState::kReady; }
+  // Dead or wedged.
+  bool broken() const { return state_ == InstanceState::kDead || state_ == InstanceState::kWedged; }
+  bool broken_logged = false;  // since it last was not
   KvFollower& kv() { return kv_; }
 
   void OnHeartbeat(const sluice::v1::Heartbeat& heartbeat, absl::Time now);

@@ -188,6 +188,7 @@ class HurtTest(unittest.TestCase):
                 self.assertEqual(text_of(events), wanted)
                 cluster.signal(victim, signal.SIGCONT)
                 time.sleep(2)
+            self.assertRegex(cluster.logs(), "instance failed instance=decode-[12] reason=dead requests=1")
 
     def test_a_killed_prefill_does_not_lose_prompts(self):
         with Cluster(BIN, prefill=2, decode=1) as cluster:

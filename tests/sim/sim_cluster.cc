@@ -289,6 +289,11 @@ void Cluster::Send(router::WorkerId worker, v1::RouterMessage message) {
   }
 }
 
+// A process that has dialled again, or is another one by now, knows already.
+void Cluster::End(router::WorkerId worker, const absl::Status& why) {
+  for (const auto& process : processes_) EXPECT_NE(process->stream, worker) << why;
+}
+
 void Cluster::OnWorkerSays(Process* process, uint64_t incarnation, v1::WorkerMessage message) {
   if (process->options.incarnation != incarnation) return;
   process->to_router.push_back(std::move(message));

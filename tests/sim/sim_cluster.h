@@ -44,6 +44,7 @@ class Cluster final : public router::WorkerBus {
   const Tally& tally() const { return tally_; }
 
   void Send(router::WorkerId worker, v1::RouterMessage message) override;
+  void End(router::WorkerId worker, const absl::Status& why) override;
 
  private:
   class Probe;
