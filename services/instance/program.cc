@@ -73,6 +73,18 @@ absl::Status SizeEngine(const InstanceSection& section, const model::ModelConfig
   return absl::OkStatus();
 }
 
+// `sluice up` puts real ports in place of 0 before its children read the file.
+absl::Status CheckDialled(const ClusterConfig& config) {
+  const auto check = [](const char* key, const Address& address) {
+    if (address.port != 0) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        key, ": is ", address.ToString(), ", and port 0 is one that only `sluice up` ",
+        "chooses; wanted the port at which instances that are started by hand find it"));
+  };
+  SLUICE_RETURN_IF_ERROR(check("router.attach", config.router.attach));
+  return config.balancer.enabled ? check("balancer.grpc", config.balancer.grpc) : absl::OkStatus();
+}
+
 class App {
  public:
   App(const Program& program, ShutdownSignal* shutdown)
@@ -272,6 +284,10 @@ int RunProgram(int argc, char** argv, std::initializer_list<absl::string_view> r
   const absl::StatusOr<Program> program = StartProgram(argc, argv, roles);
   if (!program.ok()) {
     ExitWith(program.status());
+    return kUsage;
+  }
+  if (absl::Status status = CheckDialled(program->config); !status.ok()) {
+    ExitWith(status);
     return kUsage;
   }
   App app(*program, &shutdown);

@@ -81,6 +81,15 @@ class ProgramTest(unittest.TestCase):
         self.assertEqual(self.run_to_end("--config", self.write_cluster(), "--instance", "prefill-1"), 2)
         self.assertIn("prefill-1", self.log())
 
+    def test_a_port_that_only_sluice_up_would_choose_is_2(self):
+        for name, key in (("attach", "router.attach"), ("balancer", "balancer.grpc")):
+            with self.subTest(key):
+                real = getattr(self, name)
+                setattr(self, name, 0)
+                self.assertEqual(self.run_to_end("--config", self.write_cluster(), "--instance", "decode-1"), 2)
+                self.assertIn(f"{key}: is 127.0.0.1:0", self.log())
+                setattr(self, name, real)
+
     def test_a_taken_port_is_3(self):
         with socket.socket() as other:
             other.bind(("127.0.0.1", self.admin))
