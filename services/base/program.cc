@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/base/status.h"
+#include "services/base/open_files.h"
 #include "services/base/version.h"
 
 namespace sluice {
@@ -86,6 +87,7 @@ absl::StatusOr<Program> StartProgram(int argc, char** argv,
                                        .level = program.config.logging.level,
                                        .process = std::string(name),
                                        .instance = program.process.name}));
+  RaiseOpenFilesLimit();
   return program;
 }
 

@@ -23,8 +23,8 @@ struct Program {
 };
 
 // Reads `--config FILE --instance NAME`, the file, and starts the log as the file wants it. NAME
-// must have one of `roles`; without it the first process of the first role is taken. `--help`
-// prints the usage and exits 0.
+// must have one of `roles`; without it the first process of the first role is taken. Raises the
+// limit on open files to what the system allows. `--help` prints the usage and exits 0.
 absl::StatusOr<Program> StartProgram(int argc, char** argv,
                                      std::initializer_list<absl::string_view> roles);
 

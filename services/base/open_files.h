@@ -1,0 +1,12 @@
+// How many files and sockets this process may have open.
+#pragma once
+
+#include <cstdint>
+
+namespace sluice {
+
+// Raises the soft limit to the hard one: every connection is a file, and shells commonly allow
+// 1,024. Returns the limit from then on. Not for programs that use select().
+int64_t RaiseOpenFilesLimit();
+
+}  // namespace sluice
