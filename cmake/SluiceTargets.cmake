@@ -6,6 +6,7 @@
 #                                                           name; THREADED: run under TSan too; GRPC: not
 #                                                           with sanitizers, which Debian's gRPC is not
 #                                                           built for
+#   sluice_test_program(NAME x SRCS x.cc DEPS ... [GRPC])   what script tests run
 #   sluice_script_test(NAME x_test SCRIPT x_test.py [ARGS ...])
 #                                                           a Python test, run from the root
 #   sluice_benchmark(NAME x_bench SRCS x_bench.cc DEPS ...)
@@ -99,6 +100,16 @@ function(sluice_test)
     set_tests_properties(${ARG_NAME} PROPERTIES
       ENVIRONMENT TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp)
   endif()
+endfunction()
+
+function(sluice_test_program)
+  _sluice_parse(${ARGN})
+  if(NOT SLUICE_BUILD_TESTS OR (SLUICE_SANITIZE AND ARG_GRPC))
+    return()
+  endif()
+  add_executable(${ARG_NAME} ${ARG_SRCS})
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS})
+  add_dependencies(sluice_tests ${ARG_NAME})
 endfunction()
 
 function(sluice_script_test)
