@@ -51,7 +51,27 @@ void Describe(ConfigVisitor& v, ApiKey& s) {
   }
 }
 
-void Describe(ConfigVisitor& v, RouterSection& s) {
+// Absolute; what is relative is so to the file at `path`.
+void Resolve(const std::string& path, std::string* file) {
+  if (file->empty()) return;
+  std::error_code ignored;
+  *file = (std::filesystem::absolute(path, ignored).parent_path() / *file).lexically_normal();
+}
+
+void Describe(ConfigVisitor& v, TlsSection& s, const std::string& path) {
+  v.Text("certificate", &s.certificate);
+  v.Text("key", &s.key);
+  v.Text("client_ca", &s.client_ca);
+  for (std::string* file : {&s.certificate, &s.key, &s.client_ca}) Resolve(path, file);
+  if (s.certificate.empty() && (!s.key.empty() || !s.client_ca.empty())) {
+    v.Problem("certificate", "is needed: the PEM file of the certificate to serve with");
+  }
+  if (!s.certificate.empty() && s.key.empty()) {
+    v.Problem("key", "is needed: the PEM file of the certificate's private key");
+  }
+}
+
+void Describe(ConfigVisitor& v, RouterSection& s, const std::string& path) {
   v.Int("count", &s.count, 1, 64);
   v.HostPort("http", &s.http);
   v.HostPort("grpc", &s.grpc);
@@ -67,6 +87,7 @@ void Describe(ConfigVisitor& v, RouterSection& s) {
   v.Int("prompt_tokens_max", &s.prompt_tokens_max, 0, int64_t{1} << 31);
   v.Choice("truncate_prompt", &s.truncate_prompt, {"none", "left"});
   v.List("api_keys", &s.api_keys, [](ConfigVisitor& item, ApiKey& key) { Describe(item, key); });
+  v.Section("tls", [&](ConfigVisitor& tls) { Describe(tls, s.tls, path); });
 }
 
 void Describe(ConfigVisitor& v, InstanceSection& s) {
@@ -150,7 +171,7 @@ void CheckAddresses(ConfigVisitor& v, const ClusterConfig& config) {
 
 void Describe(ConfigVisitor& v, ClusterConfig& config, const std::string& path) {
   v.Section("model", [&](ConfigVisitor& s) { Describe(s, config.model, path); });
-  v.Section("router", [&](ConfigVisitor& s) { Describe(s, config.router); });
+  v.Section("router", [&](ConfigVisitor& s) { Describe(s, config.router, path); });
   v.Section("prefill", [&](ConfigVisitor& s) { Describe(s, config.prefill); });
   v.Section("decode", [&](ConfigVisitor& s) { Describe(s, config.decode); });
   v.Section("mixed", [&](ConfigVisitor& s) { Describe(s, config.mixed); });

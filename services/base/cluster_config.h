@@ -38,6 +38,15 @@ struct ApiKey {
   std::string sha256;  // required; of the key, 64 hexadecimal digits (printf %s KEY | sha256sum)
 };
 
+// PEM files, relative to the cluster file; absolute once read. They are read again when they
+// change.
+struct TlsSection {
+  std::string certificate;  // the server's, then those that lead to its CA; empty: no TLS
+  std::string key;          // of the first certificate, without a passphrase
+  std::string client_ca;    // when given, clients need a certificate that one of these signed
+  bool enabled() const { return !certificate.empty(); }
+};
+
 struct RouterSection {
   int count = 1;                       // 1..64; the n-th (from 0) has 10 n added to its ports
   Address http{"127.0.0.1", 8000};     // OpenAI API, /health, /metrics
@@ -55,6 +64,7 @@ struct RouterSection {
   // Over-long prompts: none: refuse them; left: cut their beginning.
   std::string truncate_prompt = "none";
   std::vector<ApiKey> api_keys;
+  TlsSection tls;  // of http and grpc
 };
 
 // Prefill, decode or mixed instances, all alike.

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -11,6 +12,7 @@ namespace sluice {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -52,6 +54,7 @@ router:
   truncate_prompt: left
   api_keys:
     - {name: team-a, sha256: 2CF24DBA5FB0A30E26E83B2AC5B9E29E1B161E5C1FA7425E73043362938B9824}
+  tls: {certificate: tls/cert.pem, key: /keys/key.pem, client_ca: ../ca.pem}
 prefill: {count: 2, threads: 4, slots: 8, step_tokens: 1024, kv_pages: 512, waiting_requests_max: 9}
 decode: {count: 3, kv_memory: 2GiB, admin: 127.0.0.1:0, metrics: 127.0.0.1:0, kv_host: 10.0.0.9}
 mixed: {count: 1}
@@ -85,6 +88,10 @@ timeouts: {heartbeat: 100ms, drain: 0, start: 20s}
   ASSERT_EQ(config->router.api_keys.size(), 1u);
   EXPECT_EQ(config->router.api_keys[0].name, "team-a");
   EXPECT_EQ(config->router.api_keys[0].sha256.substr(0, 4), "2cf2");
+  EXPECT_TRUE(std::filesystem::path(config->router.tls.certificate).is_absolute());
+  EXPECT_THAT(config->router.tls.certificate, EndsWith("/tls/cert.pem"));
+  EXPECT_EQ(config->router.tls.key, "/keys/key.pem");
+  EXPECT_THAT(config->router.tls.client_ca, AllOf(EndsWith("/ca.pem"), Not(HasSubstr(".."))));
   EXPECT_EQ(config->prefill.count, 2);
   EXPECT_EQ(config->prefill.threads, 4);
   EXPECT_EQ(config->prefill.slots, 8);
@@ -159,6 +166,9 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
       {"router: {count: 0}", "router.count: is '0'; wanted a whole number, 1 to 64"},
       {"router: {body_bytes_max: 2GiB}", "router.body_bytes_max"},
       {"router: {io_threads: 0}", "router.io_threads"},
+      {"router: {tls: {key: k.pem}}", "router.tls.certificate: is needed"},
+      {"router: {tls: {client_ca: ca.pem}}", "router.tls.certificate: is needed"},
+      {"router: {tls: {certificate: c.pem}}", "router.tls.key: is needed"},
       {"router: {queue_timeout: -1s}", "router.queue_timeout: is '-1s'; wanted a duration like"},
       {"router: {queue_timeout: 5}", "router.queue_timeout: is '5'"},
       {"router: {queue_timeout: inf}", "router.queue_timeout: is 'inf'"},

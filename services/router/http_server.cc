@@ -5,6 +5,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
+#include <deque>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -12,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "services/router/http_session.h"
+#include "services/router/tls_certificate.h"
 
 namespace sluice::router {
 namespace {
@@ -29,7 +31,7 @@ constexpr absl::string_view kFull =
 
 }  // namespace
 
-class HttpServer::Impl : public std::enable_shared_from_this<Impl> {
+class HttpServer::Impl final : public HttpSessionOwner, public std::enable_shared_from_this<Impl> {
  public:
   Impl(boost::asio::io_context* loop, const HttpServerOptions& options, HttpHandler* handler)
       : options_(options), handler_(handler), acceptor_(*loop), timer_(*loop) {}
@@ -73,6 +75,12 @@ class HttpServer::Impl : public std::enable_shared_from_this<Impl> {
     for (const auto& session : Sessions()) session->Close();
   }
 
+  void OnSecured(HttpSession* session) override { std::erase(handshakes_, session); }
+  void OnClosed(HttpSession* session) override {
+    std::erase(handshakes_, session);
+    sessions_.erase(session);
+  }
+
   int port() const { return port_; }
   int num_connections() const { return static_cast<int>(sessions_.size()); }
 
@@ -114,15 +122,20 @@ class HttpServer::Impl : public std::enable_shared_from_this<Impl> {
 
   void Take(tcp::socket socket) {
     if (num_connections() >= options_.connections_max) {
+      if (options_.tls != nullptr) return;
       error_code ignored;
       socket.non_blocking(true, ignored);
       socket.write_some(boost::asio::buffer(kFull.data(), kFull.size()), ignored);
       return;
     }
-    auto session =
-        std::make_shared<HttpSession>(std::move(socket), options_, handler_,
-                                      [this](HttpSession* closed) { sessions_.erase(closed); });
+    ssl_st* const tls = options_.tls == nullptr ? nullptr : options_.tls->NewSession();
+    auto session = std::make_shared<HttpSession>(std::move(socket), tls, options_, handler_, this);
     sessions_.emplace(session.get(), session);
+    if (tls != nullptr) {
+      // Clients that mean it are done in a moment: those that wait longest most likely do not.
+      if (std::ssize(handshakes_) >= options_.handshakes_max) handshakes_.front()->Close();
+      handshakes_.push_back(session.get());
+    }
     session->Start();
   }
 
@@ -141,6 +154,7 @@ class HttpServer::Impl : public std::enable_shared_from_this<Impl> {
   tcp::acceptor acceptor_;
   boost::asio::steady_timer timer_;
   absl::flat_hash_map<HttpSession*, std::shared_ptr<HttpSession>> sessions_;
+  std::deque<HttpSession*> handshakes_;  // oldest first
   int port_ = 0;
   bool draining_ = false;
   bool stopped_ = false;

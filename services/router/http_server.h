@@ -1,4 +1,4 @@
-// HTTP/1.1 over TCP: connections that answer one request after the other.
+// HTTP/1.1 over TCP or TLS: connections that answer one request after the other.
 //
 // A client that sends further requests before its answer is complete is served in order. One that
 // is slow to send a request, slow to read an answer, or gone, is cut off; the work for it is
@@ -22,13 +22,19 @@ class io_context;
 
 namespace sluice::router {
 
+class TlsCertificate;
+
 struct HttpServerOptions {
   std::string host = "127.0.0.1";
   int port = 0;  // 0: a free one
   HttpLimits limits;
+  const TlsCertificate* tls = nullptr;  // null: plain HTTP; outlives the server
   int connections_max = 16384;
+  // TLS handshakes under way. One more, and the oldest of them is cut off.
+  int handshakes_max = 512;
   // Of a stream's events that the client has not taken yet. More, and it is cut off.
   size_t stream_bytes_max = 1 << 20;
+  absl::Duration handshake_timeout = absl::Seconds(10);
   absl::Duration idle_timeout = absl::Seconds(75);    // between requests
   absl::Duration header_timeout = absl::Seconds(10);  // from its first byte
   absl::Duration body_timeout = absl::Minutes(2);     // from its first byte

@@ -51,18 +51,39 @@ const char* ReasonPhrase(int status) {
 
 }  // namespace
 
-HttpSession::HttpSession(boost::asio::ip::tcp::socket socket, const HttpServerOptions& options,
-                         HttpHandler* handler, std::function<void(HttpSession*)> on_closed)
-    : socket_(std::move(socket)),
+HttpSession::HttpSession(boost::asio::ip::tcp::socket socket, ssl_st* tls,
+                         const HttpServerOptions& options, HttpHandler* handler,
+                         HttpSessionOwner* owner)
+    : stream_(std::move(socket), tls),
       options_(options),
       handler_(handler),
-      on_closed_(std::move(on_closed)),
+      owner_(owner),
       reader_(options.limits) {}
 
 void HttpSession::Start() {
   boost::system::error_code ignored;
-  socket_.set_option(boost::asio::ip::tcp::no_delay(true), ignored);
+  stream_.socket().set_option(boost::asio::ip::tcp::no_delay(true), ignored);
+  if (stream_.has_tls()) return Handshake();
   Advance();
+}
+
+void HttpSession::Handshake() {
+  SetDeadline(options_.handshake_timeout);
+  stream_.Handshake([self = shared_from_this()](const HttpStream::Error& error) {
+    if (self->closed_) return;
+    if (error) return self->OnHandshakeFailed(error);
+    self->owner_->OnSecured(self.get());
+    self->Advance();
+  });
+}
+
+void HttpSession::OnHandshakeFailed(const HttpStream::Error& error) {
+  if (!HttpStream::IsPlainHttp(error)) return Close();
+  stream_.LeaveTls();
+  answering_ = true;
+  keep_alive_ = false;
+  const ApiError plain = HttpError(400, "This port speaks HTTPS, and the request was plain HTTP.");
+  Send({.status = plain.http_status, .body = ErrorJson(plain)});
 }
 
 void HttpSession::SetDeadline(absl::Duration from_now) {
@@ -81,11 +102,11 @@ void HttpSession::BeginDrain() {
 void HttpSession::Close() {
   if (closed_) return;
   closed_ = true;
-  boost::system::error_code ignored;
-  socket_.close(ignored);
+  stream_.Close();
   // Not at once: this may be a call from the work.
-  boost::asio::post(socket_.get_executor(), [self = shared_from_this()] { self->work_.reset(); });
-  on_closed_(this);
+  boost::asio::post(stream_.socket().get_executor(),
+                    [self = shared_from_this()] { self->work_.reset(); });
+  owner_->OnClosed(this);
 }
 
 void HttpSession::Read() {
@@ -94,13 +115,12 @@ void HttpSession::Read() {
   const size_t bytes = reader_.state() == HttpReader::State::kBody ? kBodyInputBytes : kInputBytes;
   if (input_.size() != bytes)
     input_ = std::vector<char>(bytes);  // thousands wait with the small one
-  socket_.async_read_some(
-      boost::asio::buffer(input_),
-      [self = shared_from_this()](boost::system::error_code error, size_t bytes) {
-        self->reading_ = false;
-        if (error) return self->Close();  // the client has gone
-        self->OnRead(bytes);
-      });
+  stream_.ReadSome(boost::asio::buffer(input_),
+                   [self = shared_from_this()](const HttpStream::Error& error, size_t bytes) {
+                     self->reading_ = false;
+                     if (error) return self->Close();  // the client has gone
+                     self->OnRead(bytes);
+                   });
 }
 
 void HttpSession::OnRead(size_t bytes) {
@@ -225,7 +245,7 @@ void HttpSession::EndStream() {
   if (chunked_) output_ += "0\r\n\r\n";
   answer_complete_ = true;
   if (written_ < writing_.size() || !output_.empty()) return Flush();
-  boost::asio::post(socket_.get_executor(), [self = shared_from_this()] {
+  boost::asio::post(stream_.socket().get_executor(), [self = shared_from_this()] {
     if (!self->closed_) self->FinishAnswer();
   });
 }
@@ -251,12 +271,11 @@ void HttpSession::OnWritten(size_t bytes) {
   }
   // The deadline of a request that still comes in is the stricter one.
   if (answering_) SetDeadline(options_.write_timeout);
-  socket_.async_write_some(
-      boost::asio::buffer(writing_.data() + written_, writing_.size() - written_),
-      [self = shared_from_this()](boost::system::error_code error, size_t count) {
-        if (error) return self->Close();
-        self->OnWritten(count);
-      });
+  stream_.WriteSome(boost::asio::buffer(writing_.data() + written_, writing_.size() - written_),
+                    [self = shared_from_this()](const HttpStream::Error& error, size_t count) {
+                      if (error) return self->Close();
+                      self->OnWritten(count);
+                    });
 }
 
 void HttpSession::FinishAnswer() {
@@ -270,8 +289,9 @@ void HttpSession::FinishAnswer() {
   // Closed at once, with bytes of the client unread, the connection would be reset and the answer
   // might be lost: say that it is over, and wait a little for the client to go.
   closing_ = true;
-  boost::system::error_code ignored;
-  socket_.shutdown(boost::asio::ip::tcp::socket::shutdown_send, ignored);
+  stream_.EndWriting([self = shared_from_this()](const HttpStream::Error& error) {
+    if (!error) self->Close();  // the client has said that it is over, too
+  });
   SetDeadline(kLinger);
   Read();
 }

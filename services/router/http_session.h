@@ -1,9 +1,7 @@
 // One connection of http_server.h.
 #pragma once
 
-#include <boost/asio/ip/tcp.hpp>
 #include <chrono>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,16 +9,29 @@
 #include "services/router/http_message.h"
 #include "services/router/http_reader.h"
 #include "services/router/http_server.h"
+#include "services/router/http_stream.h"
 
 namespace sluice::router {
+
+class HttpSession;
+
+// Whoever keeps the sessions.
+class HttpSessionOwner {
+ public:
+  virtual ~HttpSessionOwner() = default;
+  // The TLS handshake is done.
+  virtual void OnSecured(HttpSession* session) = 0;
+  // Once.
+  virtual void OnClosed(HttpSession* session) = 0;
+};
 
 class HttpSession final : public HttpReply, public std::enable_shared_from_this<HttpSession> {
  public:
   using Time = std::chrono::steady_clock::time_point;
 
-  // `on_closed` is called once. Options and handler outlive the session.
-  HttpSession(boost::asio::ip::tcp::socket socket, const HttpServerOptions& options,
-              HttpHandler* handler, std::function<void(HttpSession*)> on_closed);
+  // `tls` as in HttpStream. What else is passed outlives the session.
+  HttpSession(boost::asio::ip::tcp::socket socket, ssl_st* tls, const HttpServerOptions& options,
+              HttpHandler* handler, HttpSessionOwner* owner);
 
   void Start();
   // Closes it if it has waited too long for the client. To be called every second or so.
@@ -35,6 +46,8 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   void EndStream() override;
 
  private:
+  void Handshake();
+  void OnHandshakeFailed(const HttpStream::Error& error);
   void Read();
   void OnRead(size_t bytes);
   void Advance();  // does what the reader's state calls for
@@ -47,10 +60,10 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   std::string Head(int status, absl::string_view content_type, const HttpHeaders& headers) const;
   void SetDeadline(absl::Duration from_now);
 
-  boost::asio::ip::tcp::socket socket_;
+  HttpStream stream_;
   const HttpServerOptions& options_;
   HttpHandler* const handler_;
-  std::function<void(HttpSession*)> on_closed_;
+  HttpSessionOwner* const owner_;
 
   HttpReader reader_;
   std::vector<char> input_;

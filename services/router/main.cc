@@ -19,7 +19,8 @@ absl::Status Run(const Program& program, ShutdownSignal* shutdown) {
   const RouterPorts ports = app->ports();
   LogInfo("ready for instances",
           {{"model", program.config.model.name},
-           {"http", absl::StrCat("http://", program.process.http->host, ":", ports.http)},
+           {"http", absl::StrCat(program.config.router.tls.enabled() ? "https://" : "http://",
+                                 program.process.http->host, ":", ports.http)},
            {"grpc", ports.grpc},
            {"attach", ports.attach},
            {"admin", ports.admin}});

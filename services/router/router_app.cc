@@ -29,6 +29,7 @@
 #include "services/router/router_core.h"
 #include "services/router/router_metrics.h"
 #include "services/router/served_model.h"
+#include "services/router/tls_certificate.h"
 #include "services/rpc/server.h"
 #include "sluice/v1/control.pb.h"
 
@@ -36,7 +37,8 @@ namespace sluice::router {
 namespace {
 
 constexpr std::chrono::milliseconds kTick{50};
-constexpr int kTicksPerUpdate = 5;  // of metrics and status
+constexpr int kTicksPerUpdate = 5;    // of metrics and status
+constexpr int kTicksPerRefresh = 20;  // of the TLS files
 // What is left of answers after the last request, and of calls after the drain.
 constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
 
@@ -122,11 +124,15 @@ class RouterApp::Impl {
 
   absl::Status Start(std::function<void()> drain) {
     const RouterSection& router = config_.router;
+    if (router.tls.enabled()) {
+      SLUICE_ASSIGN_OR_RETURN(tls_, TlsCertificate::Load(router.tls));
+    }
     SLUICE_ASSIGN_OR_RETURN(http_,
                             HttpServer::Start(&loop_,
                                               {.host = process_.http->host,
                                                .port = process_.http->port,
                                                .limits = {.body_bytes_max = router.body_bytes_max},
+                                               .tls = tls_.get(),
                                                .connections_max = router.connections_max},
                                               &http_api_));
     SLUICE_ASSIGN_OR_RETURN(
@@ -135,7 +141,8 @@ class RouterApp::Impl {
                                             .role = "router"}));
     SLUICE_ASSIGN_OR_RETURN(grpc_server_, rpc::Server::Start({.address = process_.grpc->ToString(),
                                                               .services = grpc_api_.services(),
-                                                              .role = "router"}));
+                                                              .role = "router",
+                                                              .tls = router.tls}));
     SLUICE_ASSIGN_OR_RETURN(
         admin_server_,
         rpc::Server::Start({.address = process_.admin->ToString(),
@@ -192,6 +199,7 @@ class RouterApp::Impl {
       absl::MutexLock lock(&status_mutex_);
       status_ = std::move(status);
     }
+    if (tls_ != nullptr && ticks_ % kTicksPerRefresh == 0) tls_->Refresh();
     SetReady(!draining_ && core_.CanPlace());
     timer_.expires_after(kTick);
     timer_.async_wait([this](boost::system::error_code error) {
@@ -260,6 +268,7 @@ class RouterApp::Impl {
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_{
       loop_.get_executor()};
   boost::asio::steady_timer timer_;
+  std::unique_ptr<TlsCertificate> tls_;  // null: plain HTTP
   std::unique_ptr<HttpServer> http_;
   std::unique_ptr<rpc::Server> attach_server_, grpc_server_, admin_server_;
   std::thread thread_;

@@ -9,12 +9,15 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "grpc/support/log.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
+#include "grpcpp/create_channel.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "services/base/log.h"
+#include "services/base/tls_test_files.h"
 #include "services/rpc/admin_client.h"
 #include "services/rpc/channel.h"
 #include "services/rpc/server.h"
@@ -100,6 +103,53 @@ TEST_F(ServerTest, HealthTellsLivenessAndReadinessApart) {
   EXPECT_EQ(Health("liveness"), "SERVING");
   server_->SetLive(false);
   EXPECT_EQ(Health("liveness"), "NOT_SERVING");
+}
+
+// What "liveness" answers to a client that trusts this CA and shows this certificate, or why not.
+std::string LiveOverTls(int port, const std::string& ca, const TlsSection& shows = {}) {
+  grpc::SslCredentialsOptions options{.pem_root_certs = ReadText(ca)};
+  if (shows.enabled()) {
+    options.pem_cert_chain = ReadText(shows.certificate);
+    options.pem_private_key = ReadText(shows.key);
+  }
+  const auto channel =
+      grpc::CreateChannel(absl::StrCat("localhost:", port), grpc::SslCredentials(options));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kTimeout));
+  grpc::health::v1::HealthCheckRequest request;
+  request.set_service("liveness");
+  grpc::health::v1::HealthCheckResponse response;
+  const grpc::Status status =
+      grpc::health::v1::Health::NewStub(channel)->Check(&context, request, &response);
+  if (!status.ok()) return absl::StatusCodeToString(FromGrpc(status).code());
+  return grpc::health::v1::HealthCheckResponse::ServingStatus_Name(response.status());
+}
+
+TEST(TlsServerTest, ServesWithFilesThatMayBeReplaced) {
+  const TlsTestFiles files(1), next(2);
+  const auto server = Server::Start({.address = "127.0.0.1:0", .tls = files.section()});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const int port = (*server)->port();
+  EXPECT_EQ(LiveOverTls(port, files.section().certificate), "SERVING");
+  EXPECT_EQ(LiveOverTls(port, next.section().certificate), "UNAVAILABLE");  // not who they trust
+  ReplaceFile(next.section().certificate, files.section().certificate);
+  ReplaceFile(next.section().key, files.section().key);
+  // Soon; a server that never takes them is ended by ctest.
+  while (LiveOverTls(port, next.section().certificate) != "SERVING") {
+    absl::SleepFor(absl::Milliseconds(100));
+  }
+}
+
+TEST(TlsServerTest, WantsACertificateOfTheClientWhenThereIsAClientCa) {
+  const TlsTestFiles files(1), friendly(7), stranger(8);
+  TlsSection section = files.section();
+  section.client_ca = friendly.section().certificate;
+  const auto server = Server::Start({.address = "127.0.0.1:0", .tls = section});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const int port = (*server)->port();
+  EXPECT_EQ(LiveOverTls(port, section.certificate), "UNAVAILABLE");
+  EXPECT_EQ(LiveOverTls(port, section.certificate, stranger.section()), "UNAVAILABLE");
+  EXPECT_EQ(LiveOverTls(port, section.certificate, friendly.section()), "SERVING");
 }
 
 // One message each way on the reflection stream, as bytes: no header describes it.

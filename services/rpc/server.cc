@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -13,6 +14,9 @@
 #include "grpc/support/log.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/security/tls_certificate_provider.h"
+#include "grpcpp/security/tls_credentials_options.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "services/base/log.h"
@@ -25,15 +29,34 @@ namespace {
 
 constexpr int kKeepaliveTimeMs = 30'000;
 constexpr int kKeepaliveTimeoutMs = 10'000;
+constexpr int kHandshakeTimeoutMs = 10'000;
+constexpr unsigned kTlsRefreshSeconds = 1;
 
-// gRPC's own messages become lines of the log. An error may be the assertion that ends the process.
+// gRPC's own messages become lines of the log. An error may be the assertion that ends the process;
+// that a client's TLS handshake failed is the client's affair.
 void LogForGrpc(gpr_log_func_args* arguments) {
-  const LogLevel level = arguments->severity == GPR_LOG_SEVERITY_ERROR  ? LogLevel::kError
-                         : arguments->severity == GPR_LOG_SEVERITY_INFO ? LogLevel::kDebug
-                                                                        : LogLevel::kTrace;
+  const bool of_client = absl::StrContains(arguments->file, "ssl_transport_security");
+  const LogLevel level = arguments->severity == GPR_LOG_SEVERITY_INFO || of_client
+                             ? LogLevel::kDebug
+                         : arguments->severity == GPR_LOG_SEVERITY_ERROR ? LogLevel::kError
+                                                                         : LogLevel::kTrace;
   Log(level, "grpc",
       {{"message", arguments->message},
        {"at", absl::StrCat(arguments->file, ":", arguments->line)}});
+}
+
+std::shared_ptr<grpc::ServerCredentials> Credentials(const TlsSection& tls) {
+  if (!tls.enabled()) return grpc::InsecureServerCredentials();
+  namespace experimental = grpc::experimental;
+  experimental::TlsServerCredentialsOptions options(
+      std::make_shared<experimental::FileWatcherCertificateProvider>(
+          tls.key, tls.certificate, tls.client_ca, kTlsRefreshSeconds));
+  options.watch_identity_key_cert_pairs();
+  if (!tls.client_ca.empty()) {
+    options.watch_root_certs();
+    options.set_cert_request_type(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  }
+  return experimental::TlsServerCredentials(options);
 }
 
 class AdminService final : public v1::Admin::CallbackService {
@@ -122,10 +145,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
   builder.SetMaxReceiveMessageSize(options.message_bytes_max);
   builder.SetMaxSendMessageSize(options.message_bytes_max);
   int port = 0;
-  builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(options.address, Credentials(options.tls), &port);
   impl->server = builder.BuildAndStart();
   if (impl->server == nullptr || port == 0) {
     return absl::UnavailableError(

@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "services/base/cluster_config.h"
 #include "sluice/v1/admin.pb.h"
 
 namespace grpc {
@@ -40,12 +41,14 @@ struct ServerOptions {
   std::optional<AdminHandlers> admin;
   std::string role;  // router, prefill, ...: GetStatus tells it
   int message_bytes_max = 64 << 20;
+  TlsSection tls;  // when enabled; its files are read again within seconds when they change
 };
 
 // From any thread.
 class Server {
  public:
-  // It is live, and not ready at first. Unavailable when the address cannot be had.
+  // It is live, and not ready at first. Unavailable when the address cannot be had. REQUIRES: the
+  // TLS files are right; with wrong ones every handshake fails.
   static absl::StatusOr<std::unique_ptr<Server>> Start(ServerOptions options);
   // As Shutdown(0).
   ~Server();

@@ -10,6 +10,7 @@ import os
 import pathlib
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -28,10 +29,20 @@ def free_ports(count):
     return ports
 
 
+def make_certificate(folder):
+    """A certificate for this machine that signs itself: the cluster file's keys of it."""
+    files = {"certificate": os.path.join(folder, "cert.pem"), "key": os.path.join(folder, "key.pem")}
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                    "-nodes", "-days", "1", "-subj", "/CN=localhost", "-addext",
+                    "subjectAltName=IP:127.0.0.1,DNS:localhost", "-out", files["certificate"],
+                    "-keyout", files["key"]], check=True, capture_output=True)
+    return files
+
+
 class Cluster:
     """prefill, decode, mixed: how many. `sections` overrides keys: {"router": {"queued_requests_max": 1}}."""
 
-    def __init__(self, bin_dir, prefill=1, decode=1, mixed=0, sections=None):
+    def __init__(self, bin_dir, prefill=1, decode=1, mixed=0, sections=None, tls=False):
         self.bin = pathlib.Path(bin_dir)
         self.folder = tempfile.TemporaryDirectory(prefix="sluice-cluster-")
         ports = iter(free_ports(64))
@@ -56,6 +67,10 @@ class Cluster:
         for section, keys in (sections or {}).items():
             config.setdefault(section, {}).update(keys)
         self.http = config["router"]["http"]
+        self.ca = None  # of plain HTTP
+        if tls:
+            config["router"]["tls"] = make_certificate(self.folder.name)
+            self.ca = config["router"]["tls"]["certificate"]
         self.config = os.path.join(self.folder.name, "cluster.yaml")
         with open(self.config, "w", encoding="utf-8") as file:
             json.dump(config, file)  # JSON is YAML
@@ -130,9 +145,15 @@ class Cluster:
 
     # --- Asking ---
 
+    def connect(self, timeout):
+        if self.ca is None:
+            return http.client.HTTPConnection(self.http, timeout=timeout)
+        context = ssl.create_default_context(cafile=self.ca)
+        return http.client.HTTPSConnection(self.http, timeout=timeout, context=context)
+
     def request(self, method, path, body=None, headers=None, timeout=60):
         """(status, headers, body)"""
-        connection = http.client.HTTPConnection(self.http, timeout=timeout)
+        connection = self.connect(timeout)
         try:
             payload = None if body is None else body if isinstance(body, (bytes, str)) else json.dumps(body)
             connection.request(method, path, payload, {"Content-Type": "application/json", **(headers or {})})
@@ -148,7 +169,7 @@ class Cluster:
 
     def stream(self, path, body, timeout=60):
         """Yields the events of an SSE stream, as objects, until [DONE]."""
-        connection = http.client.HTTPConnection(self.http, timeout=timeout)
+        connection = self.connect(timeout)
         try:
             connection.request("POST", path, json.dumps({**body, "stream": True}),
                                {"Content-Type": "application/json"})

@@ -7,13 +7,15 @@ import json
 import pathlib
 import shutil
 import signal
+import ssl
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import unittest
 
-from cluster import MODEL, Cluster
+from cluster import MODEL, Cluster, make_certificate
 
 BIN = ""
 QUESTION = {"messages": [{"role": "user", "content": "What is 47 + 85?"}], "temperature": 0}
@@ -30,6 +32,46 @@ def wait_for(condition, timeout=10):
 
 def text_of(events):
     return "".join(choice.get("text") or "" for event in events for choice in event["choices"])
+
+
+class TlsTest(unittest.TestCase):
+    def test_answers_over_https_with_certificates_that_come_and_go(self):
+        with Cluster(BIN, prefill=0, decode=0, mixed=1, tls=True) as cluster:
+            reply = cluster.post("/v1/chat/completions", QUESTION)
+            self.assertIn("132", reply["choices"][0]["message"]["content"])
+            self.assertGreater(len(list(cluster.stream("/v1/completions", {"prompt": "The", "max_tokens": 20}))), 5)
+
+            chat = [f"{BIN}/sluice", "chat", "--endpoint", f"https://{cluster.http}", "--ask", "What is 47 + 85?"]
+            known = subprocess.run([*chat, "--ca", cluster.ca], capture_output=True, text=True, timeout=60)
+            self.assertIn("132", known.stdout, known.stderr)
+            unknown = subprocess.run(chat, capture_output=True, text=True, timeout=60)
+            self.assertEqual(unknown.returncode, 1)
+            self.assertIn("self-signed certificate", unknown.stderr)
+            elsewhere = [part.replace("127.0.0.1", "127.0.0.2") for part in chat]  # not in the certificate
+            self.assertEqual(subprocess.run([*elsewhere, "--ca", cluster.ca], capture_output=True,
+                                            timeout=60).returncode, 1)
+
+            old = pathlib.Path(cluster.ca).read_text()
+            with tempfile.TemporaryDirectory() as folder:
+                for name, path in make_certificate(folder).items():
+                    shutil.copy(path, cluster.ca if name == "certificate" else cluster.ca.replace("cert", "key"))
+            self.assertNotEqual(old, pathlib.Path(cluster.ca).read_text())
+
+            def is_new():
+                try:
+                    return cluster.request("GET", "/health")[0] == 200
+                except ssl.SSLError:
+                    return False
+            wait_for(is_new)
+
+    def test_wrong_files_are_told_before_anything_starts(self):
+        cluster = Cluster(BIN, prefill=0, decode=0, mixed=1, sections={
+            "router": {"tls": {"certificate": "/nowhere/cert.pem", "key": "/nowhere/key.pem"}}})
+        try:
+            self.assertNotEqual(cluster.processes["router-1"].wait(timeout=20), 0)
+            self.assertIn("router.tls.certificate: /nowhere/cert.pem: cannot be read", cluster.logs())
+        finally:
+            cluster.stop()
 
 
 class WholeTest(unittest.TestCase):

@@ -23,6 +23,7 @@ build_packages=(
   mold
   ninja-build
   nlohmann-json3-dev
+  openssl
   pkg-config
   prometheus-cpp-dev
   protobuf-compiler

@@ -33,7 +33,7 @@ constexpr absl::Duration kSilenceMax = absl::Minutes(10);
 
 struct ChatOptions {
   std::string endpoint = "http://127.0.0.1:8000";
-  std::string api_key, model, system;
+  std::string api_key, ca, model, system;
   std::optional<std::string> ask;
   std::optional<double> temperature;
   std::optional<int64_t> max_tokens;
@@ -177,7 +177,7 @@ std::optional<std::string> ReadLine() {
 
 absl::Status Chat(const ChatOptions& options) {
   SLUICE_ASSIGN_OR_RETURN(const HttpClient client,
-                          HttpClient::Create(options.endpoint, options.api_key));
+                          HttpClient::Create(options.endpoint, options.api_key, options.ca));
   std::string model = options.model;
   if (model.empty()) {
     SLUICE_ASSIGN_OR_RETURN(model, FirstModel(client));
@@ -218,6 +218,9 @@ Command AddChatCommand(CLI::App* parent) {
   command->add_option("--api-key", options->api_key, "when the cluster wants one")
       ->envname("SLUICE_API_KEY")
       ->option_text("KEY [$SLUICE_API_KEY]");
+  command->add_option("--ca", options->ca, "for https: who signs its certificate, a PEM file")
+      ->envname("SLUICE_CA")
+      ->option_text("FILE [$SLUICE_CA or whom the system trusts]");
   command->add_option("--model", options->model, "which of its models")
       ->option_text("NAME [the first it offers]");
   command->add_option("--ask", options->ask, "one question, and end after its answer")

@@ -28,7 +28,7 @@ namespace {
 
 struct EvalOptions {
   ModelOptions model;
-  std::string endpoint, api_key, served_model;
+  std::string endpoint, api_key, ca, served_model;
   std::string data;
   std::optional<int64_t> batch;
   int64_t limit = 0;
@@ -139,7 +139,7 @@ absl::Status EvalHere(const EvalOptions& options, const std::vector<Problem>& pr
 absl::Status EvalThere(const EvalOptions& options, const std::vector<Problem>& problems,
                        Tally* tally) {
   SLUICE_ASSIGN_OR_RETURN(const HttpClient client,
-                          HttpClient::Create(options.endpoint, options.api_key));
+                          HttpClient::Create(options.endpoint, options.api_key, options.ca));
   std::string name = options.served_model;
   if (name.empty()) {
     SLUICE_ASSIGN_OR_RETURN(name, FirstModel(client));
@@ -193,6 +193,9 @@ Command AddEvalCommand(CLI::App* parent) {
   command->add_option("--api-key", options->api_key, "with --endpoint")
       ->envname("SLUICE_API_KEY")
       ->option_text("KEY [$SLUICE_API_KEY]");
+  command->add_option("--ca", options->ca, "with an https endpoint: who signs its certificate")
+      ->envname("SLUICE_CA")
+      ->option_text("FILE [$SLUICE_CA or whom the system trusts]");
   command->add_option("--data", options->data, "problems, one JSON object a line")
       ->option_text("FILE [DIR/eval.jsonl]");
   command->add_option("--batch", options->batch, "problems in work at the same time")

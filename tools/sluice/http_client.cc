@@ -11,10 +11,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "boost/asio/io_context.hpp"
+#include "boost/asio/ip/address.hpp"
 #include "boost/asio/ip/tcp.hpp"
+#include "boost/asio/ssl/context.hpp"
+#include "boost/asio/ssl/error.hpp"
+#include "boost/asio/ssl/host_name_verification.hpp"
+#include "boost/asio/ssl/stream.hpp"
 #include "boost/beast/core.hpp"
 #include "boost/beast/http.hpp"
 #include "kernels/base/status.h"
+#include "services/base/mapped_file.h"
 #include "services/base/version.h"
 
 namespace sluice::cli {
@@ -25,8 +31,27 @@ namespace beast = boost::beast;
 namespace http = beast::http;
 
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+constexpr size_t kCaBytesMax = size_t{16} << 20;
 constexpr auto kCancelPoll = std::chrono::milliseconds(50);
 constexpr uint64_t kBodyBytesMax = uint64_t{64} << 20;
+
+absl::StatusOr<std::shared_ptr<asio::ssl::context>> MakeTls(const std::string& ca) {
+  auto tls = std::make_shared<asio::ssl::context>(asio::ssl::context::tls_client);
+  tls->set_verify_mode(asio::ssl::verify_peer);
+  boost::system::error_code error;
+  if (ca.empty()) {
+    tls->set_default_verify_paths(error);
+    if (error) return absl::UnavailableError("this system's trusted certificates cannot be read");
+    return tls;
+  }
+  SLUICE_ASSIGN_OR_RETURN(const std::string pem, ReadFile(ca, kCaBytesMax));
+  tls->add_certificate_authority(asio::buffer(pem), error);
+  if (error) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(ca, ": holds no certificate in PEM form (", error.message(), ")"));
+  }
+  return tls;
+}
 
 }  // namespace
 
@@ -46,6 +71,7 @@ class HttpClient::Call {
         Await("cannot connect to", std::min(timeout, kConnectTimeout), [&](auto done) {
           stream_.async_connect(addresses, [done](auto e, const auto&) { done(e); });
         }));
+    if (client_.tls_ != nullptr) SLUICE_RETURN_IF_ERROR(Handshake(timeout));
     http::request<http::string_body> request(verb, absl::StrCat(client_.base_path_, path), 11);
     request.set(http::field::host, absl::StrCat(client_.host_, ":", client_.port_));
     request.set(http::field::user_agent, std::string(SoftwareVersion()));
@@ -59,14 +85,18 @@ class HttpClient::Call {
     }
     request.prepare_payload();
     return Await("cannot send to", timeout, [&](auto done) {
-      http::async_write(stream_, request, [done](auto e, size_t) { done(e); });
+      WithStream([&](auto& stream) {
+        http::async_write(stream, request, [done](auto e, size_t) { done(e); });
+      });
     });
   }
 
   absl::Status ReadHeader(absl::Duration timeout) {
     parser_.body_limit(boost::none);
     return Await("no answer from", timeout, [&](auto done) {
-      http::async_read_header(stream_, buffer_, parser_, [done](auto e, size_t) { done(e); });
+      WithStream([&](auto& stream) {
+        http::async_read_header(stream, buffer_, parser_, [done](auto e, size_t) { done(e); });
+      });
     });
   }
 
@@ -87,8 +117,10 @@ class HttpClient::Call {
     parser_.get().body().data = bytes.data();
     parser_.get().body().size = bytes.size();
     SLUICE_RETURN_IF_ERROR(Await("lost the connection to", timeout, [&](auto done) {
-      http::async_read_some(stream_, buffer_, parser_, [done](auto e, size_t) {
-        done(e == http::error::need_buffer ? boost::system::error_code() : e);
+      WithStream([&](auto& stream) {
+        http::async_read_some(stream, buffer_, parser_, [done](auto e, size_t) {
+          done(e == http::error::need_buffer ? boost::system::error_code() : e);
+        });
       });
     }));
     bytes.resize(bytes.size() - parser_.get().body().size);
@@ -110,6 +142,28 @@ class HttpClient::Call {
   }
 
  private:
+  template <typename Use>
+  void WithStream(Use use) {
+    if (tls_.has_value()) return use(*tls_);
+    use(stream_);
+  }
+
+  absl::Status Handshake(absl::Duration timeout) {
+    tls_.emplace(stream_, *client_.tls_);
+    boost::system::error_code not_an_address;
+    asio::ip::make_address(client_.host_, not_an_address);
+    if (not_an_address) SSL_set_tlsext_host_name(tls_->native_handle(), client_.host_.c_str());
+    tls_->set_verify_callback(asio::ssl::host_name_verification(client_.host_));
+    const absl::Status status =
+        Await("no TLS with", std::min(timeout, kConnectTimeout),
+              [&](auto done) { tls_->async_handshake(asio::ssl::stream_base::client, done); });
+    const long verified = SSL_get_verify_result(tls_->native_handle());
+    if (status.ok() || verified == X509_V_OK) return status;
+    return absl::UnavailableError(absl::StrCat(status.message(), ": ",
+                                               X509_verify_cert_error_string(verified),
+                                               " (--ca FILE says whom to trust)"));
+  }
+
   // Starts an asynchronous operation and waits for it, for the timeout, or to be cancelled.
   template <typename Start>
   absl::Status Await(const char* what, absl::Duration timeout, Start start) {
@@ -143,6 +197,7 @@ class HttpClient::Call {
   const std::atomic<bool>* const cancelled_;
   asio::io_context context_;
   beast::tcp_stream stream_{context_};
+  std::optional<asio::ssl::stream<beast::tcp_stream&>> tls_;
   beast::flat_buffer buffer_;
   http::response_parser<http::buffer_body> parser_;
 };
@@ -174,9 +229,10 @@ absl::Status ErrorOf(const HttpResponse& response) {
 }
 
 absl::StatusOr<HttpClient> HttpClient::Create(const std::string& endpoint,
-                                              const std::string& api_key) {
+                                              const std::string& api_key, const std::string& ca) {
   absl::string_view rest = endpoint;
-  if (!absl::ConsumePrefix(&rest, "http://")) {
+  const bool secure = absl::ConsumePrefix(&rest, "https://");
+  if (!secure && !absl::ConsumePrefix(&rest, "http://")) {
     return absl::InvalidArgumentError(
         absl::StrCat("'", endpoint, "' is not an endpoint like http://127.0.0.1:8000"));
   }
@@ -186,7 +242,7 @@ absl::StatusOr<HttpClient> HttpClient::Create(const std::string& endpoint,
   while (absl::ConsumeSuffix(&path, "/")) {
   }
   absl::ConsumeSuffix(&path, "/v1");
-  absl::string_view port = "80";
+  absl::string_view port = secure ? "443" : "80";
   const size_t colon = host.rfind(':');
   if (colon != absl::string_view::npos && !absl::EndsWith(host, "]")) {
     port = host.substr(colon + 1);
@@ -199,6 +255,9 @@ absl::StatusOr<HttpClient> HttpClient::Create(const std::string& endpoint,
         absl::StrCat("'", endpoint, "' is not an endpoint like http://127.0.0.1:8000"));
   }
   HttpClient client;
+  if (secure) {
+    SLUICE_ASSIGN_OR_RETURN(client.tls_, MakeTls(ca));
+  }
   client.endpoint_ = endpoint;
   client.host_ = std::string(host);
   client.port_ = std::string(port);

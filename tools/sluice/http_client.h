@@ -1,7 +1,8 @@
-// A client for the cluster's HTTP API, one connection per call. Plain HTTP only.
+// A client for the cluster's HTTP API, one connection per call, plain or over TLS.
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <string>
 
 #include "absl/functional/function_ref.h"
@@ -9,6 +10,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+
+namespace boost::asio::ssl {
+class context;
+}
 
 namespace sluice::cli {
 
@@ -26,9 +31,12 @@ absl::Status ErrorOf(const HttpResponse& response);
 // DeadlineExceeded, Cancelled; each names the endpoint.
 class HttpClient {
  public:
-  // "http://127.0.0.1:8000", with or without a path below which the API stands ("/v1" at the end is
-  // taken away). InvalidArgument for anything else, https too.
-  static absl::StatusOr<HttpClient> Create(const std::string& endpoint, const std::string& api_key);
+  // "http://127.0.0.1:8000" or https, with or without a path below which the API stands ("/v1" at
+  // the end is taken away). InvalidArgument for anything else. `ca`: a PEM file with those who may
+  // have signed the server's certificate; empty: whom this system trusts. NotFound or
+  // InvalidArgument when that is no such file.
+  static absl::StatusOr<HttpClient> Create(const std::string& endpoint, const std::string& api_key,
+                                           const std::string& ca = "");
 
   absl::StatusOr<HttpResponse> Get(const std::string& path, absl::Duration timeout) const;
   absl::StatusOr<HttpResponse> Post(const std::string& path, const std::string& json,
@@ -49,6 +57,7 @@ class HttpClient {
 
   std::string endpoint_;  // as given
   std::string host_, port_, base_path_, api_key_;
+  std::shared_ptr<boost::asio::ssl::context> tls_;  // null: plain
 };
 
 // Cuts a stream of bytes into the data of server-sent events.

@@ -40,15 +40,24 @@ TEST(EventParserTest, CutsAtBlankLinesHoweverTheBytesCome) {
 }
 
 TEST(HttpClientTest, TakesEndpointsOfSeveralForms) {
-  for (const char* endpoint : {"http://127.0.0.1:8000", "http://localhost", "http://[::1]:80/",
-                               "http://host:1/v1", "http://host:1/prefix/v1/"}) {
+  for (const char* endpoint :
+       {"http://127.0.0.1:8000", "http://localhost", "http://[::1]:80/", "http://host:1/v1",
+        "http://host:1/prefix/v1/", "https://host", "https://[::1]:8443/v1"}) {
     EXPECT_TRUE(HttpClient::Create(endpoint, "").ok()) << endpoint;
   }
-  for (const char* endpoint : {"", "127.0.0.1:8000", "https://x", "http://", "http://:80",
+  for (const char* endpoint : {"", "127.0.0.1:8000", "https://", "ftp://x", "http://", "http://:80",
                                "http://x:0", "http://x:65536", "http://x:y"}) {
     EXPECT_EQ(HttpClient::Create(endpoint, "").status().code(), absl::StatusCode::kInvalidArgument)
         << endpoint;
   }
+}
+
+TEST(HttpClientTest, NamesAWrongCaFile) {
+  EXPECT_EQ(HttpClient::Create("https://x", "", "/nowhere/ca.pem").status().code(),
+            absl::StatusCode::kNotFound);
+  const auto client = HttpClient::Create("https://x", "", "README.md");
+  EXPECT_EQ(client.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(client.status().message()), testing::HasSubstr("README.md: holds no"));
 }
 
 TEST(ErrorOfTest, SaysWhatTheServerSaid) {

@@ -31,6 +31,7 @@
 #include "services/base/cluster_config.h"
 #include "services/base/log.h"
 #include "services/base/shutdown.h"
+#include "services/rpc/admin_client.h"
 #include "tools/sluice/commands.h"
 #include "tools/sluice/free_ports.h"
 #include "tools/sluice/http_client.h"
@@ -42,6 +43,7 @@ namespace {
 // A process that dies so often before the cluster was ever ready will not get better.
 constexpr int kEarlyDeathsMax = 3;
 constexpr absl::Duration kReadyPoll = absl::Milliseconds(50);
+constexpr absl::Duration kReadyTimeout = absl::Seconds(1);
 // Beyond timeouts.drain, for what a process does when it has drained.
 constexpr absl::Duration kDrainMargin = absl::Seconds(5);
 
@@ -72,10 +74,31 @@ absl::StatusOr<std::string> ShareConfig(const ClusterConfig& config) {
   return absl::StrCat("/proc/self/fd/", fd);
 }
 
-std::string Url(Address address, absl::string_view path) {
+// Where this machine reaches it.
+Address Reachable(Address address) {
   if (address.host == "0.0.0.0") address.host = "127.0.0.1";
   if (address.host == "::") address.host = "::1";
-  return absl::StrCat("http://", address.ToString(), path);
+  return address;
+}
+
+std::string Url(const ClusterConfig& config, const Address& address, absl::string_view path) {
+  return absl::StrCat(config.router.tls.enabled() ? "https://" : "http://",
+                      Reachable(address).ToString(), path);
+}
+
+// OK when this router can place a request.
+absl::Status CheckReady(const ClusterConfig& config, const ProcessConfig& router) {
+  if (config.router.tls.enabled()) {
+    // Whom clients trust, and what they show, is not known here: its admin port wants neither.
+    const auto status =
+        rpc::AdminClient(Reachable(*router.admin).ToString()).GetStatus(kReadyTimeout);
+    if (!status.ok() || status->ready()) return status.status();
+    return absl::UnavailableError("no request can be placed yet");
+  }
+  SLUICE_ASSIGN_OR_RETURN(const HttpClient client,
+                          HttpClient::Create(Url(config, *router.http, ""), ""));
+  SLUICE_ASSIGN_OR_RETURN(const HttpResponse health, client.Get("/health", kReadyTimeout));
+  return ErrorOf(health);
 }
 
 void PrintReady(const ClusterConfig& config) {
@@ -91,9 +114,9 @@ void PrintReady(const ClusterConfig& config) {
   std::printf("%s is up: %s.\n\n", config.model.name.c_str(), absl::StrJoin(counts, ", ").c_str());
   for (const ProcessConfig& process : Processes(config)) {
     if (process.role != "router") continue;
-    std::printf("  OpenAI API  %s\n", Url(*process.http, "/v1").c_str());
+    std::printf("  OpenAI API  %s\n", Url(config, *process.http, "/v1").c_str());
     std::printf("  gRPC API    %s\n", process.grpc->ToString().c_str());
-    std::printf("  metrics     %s\n", Url(*process.http, "/metrics").c_str());
+    std::printf("  metrics     %s\n", Url(config, *process.http, "/metrics").c_str());
     std::printf("  admin       %s   (sluice top --admin %s)\n\n", process.admin->ToString().c_str(),
                 process.admin->ToString().c_str());
   }
@@ -105,9 +128,9 @@ void PrintReady(const ClusterConfig& config) {
       "85?\"}], \"stream\": true}'\n\n"
       "  sluice chat --endpoint %s\n\n"
       "Ctrl-C drains and stops.\n",
-      Url(config.router.http, "/v1/chat/completions").c_str(),
+      Url(config, config.router.http, "/v1/chat/completions").c_str(),
       config.router.api_keys.empty() ? "" : "-H \"Authorization: Bearer $KEY\" ",
-      config.model.name.c_str(), Url(config.router.http, "").c_str());
+      config.model.name.c_str(), Url(config, config.router.http, "").c_str());
   std::fflush(stdout);
 }
 
@@ -166,11 +189,9 @@ class Cluster {
 
   absl::Status AwaitReady() {
     const absl::Time deadline = clock_.Now() + config_.timeouts.start;
-    std::vector<HttpClient> routers;
+    std::vector<ProcessConfig> routers;
     for (const ProcessConfig& process : Processes(config_)) {
-      if (process.role != "router") continue;
-      SLUICE_ASSIGN_OR_RETURN(HttpClient client, HttpClient::Create(Url(*process.http, ""), ""));
-      routers.push_back(std::move(client));
+      if (process.role == "router") routers.push_back(process);
     }
     std::string last = "nothing yet";
     while (!routers.empty()) {
@@ -182,8 +203,7 @@ class Cluster {
                                                    failing.how, ", ", failing.deaths,
                                                    " times; its own lines say why"));
       }
-      const auto health = routers.back().Get("/health", absl::Seconds(1));
-      const absl::Status answer = health.ok() ? ErrorOf(*health) : health.status();
+      const absl::Status answer = CheckReady(config_, routers.back());
       // An answer while a child keeps dying may be another cluster's.
       if (answer.ok() && failing.deaths == 0) {
         routers.pop_back();
@@ -201,7 +221,7 @@ class Cluster {
 
   // The command with the terminal to itself, the endpoint in its environment.
   absl::Status RunCommand() {
-    setenv("SLUICE_ENDPOINT", Url(config_.router.http, "").c_str(), 1);
+    setenv("SLUICE_ENDPOINT", Url(config_, config_.router.http, "").c_str(), 1);
     std::vector<std::string> words = options_.command;
     std::vector<char*> argv;
     for (std::string& word : words) argv.push_back(word.data());
