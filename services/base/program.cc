@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
 #include "kernels/base/status.h"
 #include "services/base/open_files.h"
 #include "services/base/version.h"
@@ -88,6 +89,8 @@ absl::StatusOr<Program> StartProgram(int argc, char** argv,
                                        .process = std::string(name),
                                        .instance = program.process.name}));
   RaiseOpenFilesLimit();
+  // Debian's Abseil looks for deadlocks at every lock, under one lock for all; gRPC has many.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   return program;
 }
 

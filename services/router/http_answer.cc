@@ -109,8 +109,7 @@ void HttpAnswer::OnDone(const ApiUsage& usage, const Timings&) {
   std::string events;
   if (prepared_->request.include_usage) writer_->Usage(usage, &events);
   ChunkWriter::Done(&events);
-  reply_->Write(events);
-  reply_->EndStream();
+  reply_->EndStream(events);
 }
 
 void HttpAnswer::OnError(const absl::Status& status) {
@@ -118,8 +117,7 @@ void HttpAnswer::OnError(const absl::Status& status) {
   std::string events;
   ChunkWriter::Error(ErrorJson(ToApiError(status)), &events);
   ChunkWriter::Done(&events);
-  reply_->Write(events);
-  reply_->EndStream();
+  reply_->EndStream(events);
 }
 
 }  // namespace sluice::router

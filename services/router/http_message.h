@@ -47,7 +47,8 @@ class HttpReply {
   virtual void BeginStream(const HttpHeaders& headers) = 0;
   // A client that does not read for too long is cut off: the work is destroyed soon after.
   virtual void Write(absl::string_view bytes) = 0;
-  virtual void EndStream() = 0;
+  // With its last bytes; not without any.
+  virtual void EndStream(absl::string_view last) = 0;
 };
 
 // What goes on for a request that is not answered yet. Destroying it ends that: the client is gone.

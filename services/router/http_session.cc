@@ -1,6 +1,7 @@
 #include "services/router/http_session.h"
 
 #include <boost/asio/buffer.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/post.hpp>
 #include <utility>
 
@@ -228,26 +229,28 @@ void HttpSession::BeginStream(const HttpHeaders& headers) {
 }
 
 void HttpSession::Write(absl::string_view bytes) {
-  if (closed_ || bytes.empty()) return;
+  if (!closed_ && AddPiece(bytes)) Flush();
+}
+
+bool HttpSession::AddPiece(absl::string_view bytes) {
+  if (bytes.empty()) return true;  // an empty chunk would be the end
   if (output_.size() + (writing_.size() - written_) + bytes.size() > options_.stream_bytes_max) {
-    return Close();
+    Close();
+    return false;
   }
   if (chunked_) {
     absl::StrAppend(&output_, absl::Hex(bytes.size()), "\r\n", bytes, "\r\n");
   } else {
     output_.append(bytes.data(), bytes.size());
   }
-  Flush();
+  return true;
 }
 
-void HttpSession::EndStream() {
-  if (closed_) return;
+void HttpSession::EndStream(absl::string_view last) {
+  if (closed_ || !AddPiece(last)) return;
   if (chunked_) output_ += "0\r\n\r\n";
   answer_complete_ = true;
-  if (written_ < writing_.size() || !output_.empty()) return Flush();
-  boost::asio::post(stream_.socket().get_executor(), [self = shared_from_this()] {
-    if (!self->closed_) self->FinishAnswer();
-  });
+  Flush();
 }
 
 void HttpSession::Flush() {
@@ -269,9 +272,18 @@ void HttpSession::OnWritten(size_t bytes) {
     if (answer_complete_) FinishAnswer();
     return;
   }
+  const auto rest = boost::asio::buffer(writing_.data() + written_, writing_.size() - written_);
+  // A piece of a stream mostly fits into the socket's buffer: no operation to queue and to end. Not
+  // so the last one, at whose end the work goes: this may be a call from it.
+  if (!answer_complete_) {
+    HttpStream::Error error;
+    const size_t count = stream_.WriteNow(rest, &error);
+    if (!error) return OnWritten(count);
+    if (error != boost::asio::error::would_block) return Close();
+  }
   // The deadline of a request that still comes in is the stricter one.
   if (answering_) SetDeadline(options_.write_timeout);
-  stream_.WriteSome(boost::asio::buffer(writing_.data() + written_, writing_.size() - written_),
+  stream_.WriteSome(rest,
                     [self = shared_from_this()](const HttpStream::Error& error, size_t count) {
                       if (error) return self->Close();
                       self->OnWritten(count);

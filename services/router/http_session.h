@@ -43,7 +43,7 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   void Send(HttpResponse response) override;
   void BeginStream(const HttpHeaders& headers) override;
   void Write(absl::string_view bytes) override;
-  void EndStream() override;
+  void EndStream(absl::string_view last) override;
 
  private:
   void Handshake();
@@ -54,6 +54,8 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   bool AdmitBody();
   void Dispatch();
   void Refuse();  // what the reader could not read
+  // Puts bytes of a stream behind what is to be written; false: closed, there was no room.
+  bool AddPiece(absl::string_view bytes);
   void Flush();
   void OnWritten(size_t bytes);
   void FinishAnswer();

@@ -7,6 +7,7 @@
 #include <openssl/err.h>
 
 #include <boost/asio/buffer.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/ssl/error.hpp>
 #include <boost/asio/ssl/stream.hpp>
@@ -21,6 +22,8 @@ class HttpStream {
 
   // `tls` is taken over; null: plain.
   HttpStream(boost::asio::ip::tcp::socket socket, ssl_st* tls) : socket_(std::move(socket)) {
+    Error ignored;
+    socket_.non_blocking(true, ignored);  // for WriteNow
     if (tls != nullptr) tls_.emplace(socket_, tls);
   }
   HttpStream(const HttpStream&) = delete;
@@ -51,6 +54,12 @@ class HttpStream {
   void WriteSome(boost::asio::const_buffer buffer, Done done) {
     if (tls_.has_value()) return tls_->async_write_some(buffer, std::move(done));
     socket_.async_write_some(buffer, std::move(done));
+  }
+  // What can be written at once; would_block when nothing can, which in TLS is always so.
+  size_t WriteNow(boost::asio::const_buffer buffer, Error* error) {
+    if (!tls_.has_value()) return socket_.write_some(buffer, *error);
+    *error = boost::asio::error::would_block;
+    return 0;
   }
 
   // Tells the client that nothing more comes; it may be read on. `done` once it has said the same,

@@ -2,9 +2,10 @@
 // the finish reason, the usage and [DONE].
 #pragma once
 
+#include <simdjson.h>
+
 #include <cstdint>
 
-#include <simdjson.h>
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 
