@@ -50,14 +50,14 @@ LEAF_MAY_INCLUDE = ["kernels", "services", "tests"]
 # First parts of quoted includes that are not ours.
 LIBRARIES = {
     "absl", "benchmark", "boost", "CLI", "gmock", "google", "grpc", "grpcpp", "gtest", "nlohmann", "openssl",
-    "prometheus", "sluice", "spdlog", "ucp", "yaml-cpp",
+    "prometheus", "sluice", "spdlog", "yaml-cpp",
 }
 
 # Folders that may ask the preprocessor what they are compiled for.
 BACKENDS = ["kernels/cpu", "kernels/cuda"]
 BACKEND_CONDITION = re.compile(
     r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b.*"
-    r"(?:SLUICE_|HAVE_|USE_|CUDA|NCCL|GLOO|UCX|__AVX|__AMX|__FMA__|__F16C__)"
+    r"(?:SLUICE_|HAVE_|USE_|CUDA|NCCL|GLOO|__AVX|__AMX|__FMA__|__F16C__)"
 )
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')

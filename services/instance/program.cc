@@ -27,7 +27,7 @@
 #include "services/instance/model_loading.h"
 #include "services/model/page_hash.h"
 #include "services/rpc/server.h"
-#include "services/transport/ucx.h"
+#include "services/transport/socket_transport.h"
 
 namespace sluice::instance {
 namespace {
@@ -188,9 +188,9 @@ class App {
   absl::Status Serve() {
     if (hello_.role() != v1::ROLE_MIXED) {
       SLUICE_ASSIGN_OR_RETURN(transport_,
-                              transport::MakeUcxTransport({.memory = KvMemoryOf(*engine_),
-                                                           .incarnation = hello_.incarnation(),
-                                                           .host = section_.kv_host}));
+                              transport::MakeSocketTransport({.memory = KvMemoryOf(*engine_),
+                                                              .incarnation = hello_.incarnation(),
+                                                              .host = section_.kv_host}));
     }
     instance_metrics_ =
         std::make_unique<InstanceMetrics>(program_.process.role, hello_.capacity(), &metrics_);

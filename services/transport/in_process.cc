@@ -21,7 +21,7 @@ class InProcessNetwork::Process final : public KvTransport, KvSender, KvReceiver
  public:
   Process(InProcessNetwork* network, KvMemory memory, std::string endpoint, uint64_t incarnation)
       : leases_table(memory, incarnation, [network] { network->Wake(); }),
-        transfers_table(memory, incarnation, {}, [network] { network->Wake(); }),
+        transfers_table(memory, {}, [network] { network->Wake(); }),
         network_(network),
         endpoint_(std::move(endpoint)),
         incarnation_(incarnation) {}

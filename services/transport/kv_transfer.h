@@ -1,6 +1,6 @@
 // KV pages from the memory of a prefill to the memory of a decode: KvSender, KvReceiver, and what
-// holds both, KvTransport. Twins: in_process.h (memory, for tests and simulation) and ucx.h (shared
-// memory and TCP between processes).
+// holds both, KvTransport. Twins: in_process.h (memory, for tests and simulation) and
+// socket_transport.h (shared memory and TCP between processes).
 //
 // The decode opens a lease: a promise of pages for the KV of one attempt. It travels to the prefill
 // by other means (v1::Lease through the router). The prefill begins a transfer for it and names
@@ -77,6 +77,8 @@ struct KvReceiverStats {
   int64_t dropped_outside = 0;      // layer or page outside the lease
   int64_t dropped_incarnation = 0;  // meant for a process that is gone
   int64_t damaged = 0;              // wrong checksum or length
+  int64_t connections = 0;          // of senders, or of who has not said yet what it is
+  int64_t connections_refused = 0;  // since the start: no sender of ours, or one out of order
 };
 
 class KvReceiver {

@@ -20,7 +20,7 @@
 #include "absl/time/clock.h"
 #include "kernels/base/aligned_buffer.h"
 #include "services/transport/page_checksum.h"
-#include "services/transport/ucx.h"
+#include "services/transport/socket_transport.h"
 
 namespace sluice::transport {
 namespace {
@@ -88,17 +88,17 @@ struct Speed {
 
 struct Run {
   Shape shape;
-  std::string transports;
+  Medium medium;
   bool checksums;
   int rounds;
   int64_t pool_bytes;
 };
 
 std::unique_ptr<KvTransport> Make(const Run& run, const BenchPool& pool, uint64_t incarnation) {
-  auto transport = MakeUcxTransport({.memory = pool.memory,
-                                     .incarnation = incarnation,
-                                     .transports = run.transports,
-                                     .checksums = run.checksums});
+  auto transport = MakeSocketTransport({.memory = pool.memory,
+                                        .incarnation = incarnation,
+                                        .medium = run.medium,
+                                        .checksums = run.checksums});
   Require(transport.ok(), transport.status().ToString());
   return *std::move(transport);
 }
@@ -218,10 +218,10 @@ void Main(int rounds, int64_t pool_bytes) {
     double copy = 0, sum = 0;
     MeasureAlone(shape, pool, rounds, &copy, &sum);
     std::printf("%-18s one thread: copy %.2f GB/s, sum %.2f GB/s\n", shape.name, copy, sum);
-    for (const auto& [name, transports] :
-         {std::pair("shared memory", "posix,tcp,self"), std::pair("TCP loopback", "tcp,self")}) {
+    for (const auto& [name, medium] : {std::pair("shared memory", Medium::kSharedMemory),
+                                       std::pair("TCP loopback", Medium::kTcp)}) {
       for (bool checksums : {true, false}) {
-        const Speed speed = Measure({shape, transports, checksums, rounds + 1, pool_bytes}, pool);
+        const Speed speed = Measure({shape, medium, checksums, rounds + 1, pool_bytes}, pool);
         std::printf("%-18s %-14s %-9s %10.2f %12.3f %9.3f\n", shape.name, name,
                     checksums ? "yes" : "no", speed.gb_per_second, speed.sender_cpu,
                     speed.receiver_cpu);

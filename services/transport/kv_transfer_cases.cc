@@ -1,6 +1,7 @@
 #include "services/transport/kv_transfer_cases.h"
 
 #include <algorithm>
+#include <cstring>
 #include <random>
 #include <thread>
 #include <utility>
@@ -10,7 +11,10 @@ namespace sluice::transport {
 Pool::Pool(const KvLayout& layout, uint64_t seed)
     : bytes_(static_cast<size_t>(layout.layers * layout.pages * layout.page_bytes())) {
   std::mt19937_64 random(seed);
-  for (std::byte& byte : bytes_) byte = static_cast<std::byte>(random());
+  for (size_t at = 0; at < bytes_.size(); at += sizeof(uint64_t)) {
+    const uint64_t drawn = random();
+    std::memcpy(&bytes_[at], &drawn, std::min(sizeof(drawn), bytes_.size() - at));
+  }
   memory_.layout = layout;
   for (int64_t layer = 0; layer < layout.layers; ++layer) {
     memory_.layers.push_back(bytes_.data() + layer * layout.pages * layout.page_bytes());

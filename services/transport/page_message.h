@@ -1,5 +1,5 @@
-// What travels with a page's bytes, and what comes back. Both twins pass these around; over UCX
-// they are sent as they lie in memory (little-endian, no padding).
+// What travels with a page's bytes, and what comes back. Both twins pass these around; between
+// processes they are sent as they lie in memory (little-endian, no padding).
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,6 @@
 namespace sluice::transport {
 
 struct PageHeader {
-  uint64_t sender = 0;       // incarnation of the sending process
   uint64_t incarnation = 0;  // of the process that the lease comes from
   uint64_t lease = 0;
   uint64_t transfer = 0;  // the sender's, for the answer
@@ -20,7 +19,7 @@ struct PageHeader {
 
   PageTag tag() const { return {.lease = lease, .layer = layer, .page = index}; }
 };
-static_assert(sizeof(PageHeader) == 48 && std::has_unique_object_representations_v<PageHeader>);
+static_assert(sizeof(PageHeader) == 40 && std::has_unique_object_representations_v<PageHeader>);
 
 // What became of a page at the receiver. The sender hears of all but kTaken.
 enum class Answer : uint32_t {
@@ -33,14 +32,5 @@ enum class Answer : uint32_t {
   kDamaged = 6,      // wrong checksum or length
   kBroken = 7,       // the bytes never came: the connection broke while they were fetched
 };
-
-struct AnswerMessage {
-  uint64_t peer = 0;  // what the sender calls this receiver
-  uint64_t transfer = 0;
-  Answer answer = Answer::kTaken;
-  uint32_t reserved = 0;
-};
-static_assert(sizeof(AnswerMessage) == 24 &&
-              std::has_unique_object_representations_v<AnswerMessage>);
 
 }  // namespace sluice::transport

@@ -75,9 +75,8 @@ absl::Status StatusOf(Answer answer, uint64_t lease) {
 
 }  // namespace
 
-TransferTable::TransferTable(KvMemory memory, uint64_t sender, TransferLimits limits,
-                             std::function<void()> wake)
-    : memory_(std::move(memory)), sender_(sender), limits_(limits), wake_(std::move(wake)) {}
+TransferTable::TransferTable(KvMemory memory, TransferLimits limits, std::function<void()> wake)
+    : memory_(std::move(memory)), limits_(limits), wake_(std::move(wake)) {}
 
 TransferTable::~TransferTable() = default;
 
@@ -217,8 +216,7 @@ std::optional<TransferTable::Job> TransferTable::Take(PeerId peer_id) {
       stats_.outstanding_bytes += size;
       return Job{.peer = peer_id,
                  .checksum_key = transfer->checksum_key,
-                 .header = {.sender = sender_,
-                            .incarnation = transfer->incarnation,
+                 .header = {.incarnation = transfer->incarnation,
                             .lease = transfer->lease,
                             .transfer = queued.transfer,
                             .layer = static_cast<uint32_t>(write.layer),

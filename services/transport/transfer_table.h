@@ -42,10 +42,8 @@ struct TransferLimits {
 
 class TransferTable {
  public:
-  // `sender`: incarnation of this process. `wake` says that there is new work; called from any
-  // thread without locks held.
-  TransferTable(KvMemory memory, uint64_t sender, TransferLimits limits,
-                std::function<void()> wake);
+  // `wake` says that there is new work; called from any thread without locks held.
+  TransferTable(KvMemory memory, TransferLimits limits, std::function<void()> wake);
   ~TransferTable();
 
   // As KvSender has them.
@@ -103,7 +101,6 @@ class TransferTable {
   void End(TransferId id, Transfer* transfer, const absl::Status& status);
 
   const KvMemory memory_;
-  const uint64_t sender_;
   const TransferLimits limits_;
   const std::function<void()> wake_;
 

@@ -17,7 +17,6 @@ build_packages=(
   libsimdjson-dev
   libspdlog-dev
   libssl-dev
-  libucx-dev
   libxxhash-dev
   libyaml-cpp-dev
   mold

@@ -1,0 +1,64 @@
+// The receiver's end of one connection, without a socket: what came from a sender, or from whoever
+// else has connected, goes in; what is to be written comes out.
+//
+// Threads: the transport's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "services/transport/file_descriptor.h"
+#include "services/transport/kv_transfer.h"
+#include "services/transport/lease_table.h"
+#include "services/transport/message_reader.h"
+#include "services/transport/shared_ring.h"
+
+namespace sluice::transport {
+
+// What both ends of all connections of a process know.
+struct SessionContext {
+  KvLayout layout;
+  uint64_t incarnation = 0;
+  bool checksums = true;
+};
+
+class ReceiveSession {
+ public:
+  // `shares_memory`: pages come in a ring that the hello brings, else behind their messages.
+  // `context` and `leases` must outlive the session.
+  ReceiveSession(const SessionContext* context, LeaseTable* leases, bool shares_memory)
+      : context_(*context), leases_(*leases), shares_memory_(shares_memory) {}
+
+  // Where to read to.
+  absl::Span<char> Room() { return reader_.Room(); }
+  // So many bytes have come, and perhaps a descriptor with them. Answers are appended to `out`, in
+  // all never more bytes than came. InvalidArgument: this is no sender of ours, or one
+  // that is out of order; the connection is to be closed.
+  absl::Status Arrived(size_t bytes, FileDescriptor passed, absl::Time now, std::string* out);
+
+  // Whether it said a hello that fits.
+  bool welcome() const { return welcome_; }
+
+ private:
+  absl::Status On(const Message& message, absl::Time now, std::string* out);
+  absl::Status OnHello(const Hello& hello, std::string* out);
+  absl::Status OnPage(const PageMessage& page, absl::string_view bytes, absl::Time now,
+                      std::string* out);
+
+  const SessionContext& context_;
+  LeaseTable& leases_;
+  const bool shares_memory_;
+  MessageReader reader_;
+  FileDescriptor passed_;  // until the hello
+  std::optional<SharedRing> ring_;
+  bool greeted_ = false;
+  bool welcome_ = false;
+  uint64_t consumed_ = 0;  // pages
+};
+
+}  // namespace sluice::transport

@@ -1,0 +1,69 @@
+// The sender's end of one connection: greets the receiver, writes pages of the transfers that go to
+// it, and notices when it is silent while something is asked of it.
+//
+// Threads: the transport's.
+// Errors: what ends the connection, as the transfers that go over it are told: Unavailable;
+// FailedPrecondition when the receiver's KV has another layout.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "services/transport/message_reader.h"
+#include "services/transport/receive_session.h"
+#include "services/transport/shared_ring.h"
+#include "services/transport/socket_link.h"
+#include "services/transport/transfer_table.h"
+
+namespace sluice::transport {
+
+class SendSession {
+ public:
+  // With a ring pages are copied into it, without one they are written to the socket. `context` and
+  // `transfers` must outlive the session.
+  SendSession(const SessionContext* context, TransferTable* transfers,
+              const TransferTable::Peer& peer, std::optional<SharedRing> ring)
+      : context_(*context), transfers_(*transfers), peer_(peer), ring_(std::move(ring)) {}
+
+  // Once, first.
+  void Greet(SocketLink* link);
+  // Sends what there is to send, but no more than a few pages; true: there was something.
+  absl::StatusOr<bool> Pump(SocketLink* link);
+
+  // Where to read to; so many bytes have come.
+  absl::Span<char> Room() { return reader_.Room(); }
+  absl::Status Arrived(size_t bytes);
+
+  // Every now and then. `since_last` does not count time in which this process did not run.
+  absl::Status Tick(absl::Duration since_last, absl::Duration silence_max, SocketLink* link);
+
+  // The connection has ended: the transfers that went over it end with `status`.
+  void Fail(const absl::Status& status);
+
+ private:
+  absl::StatusOr<bool> PumpRing(SocketLink* link);
+  absl::StatusOr<bool> PumpSocket(SocketLink* link);
+  std::optional<TransferTable::Job> TakeJob();
+  absl::Status On(const Message& message);
+  void Heard() { silence_ = absl::ZeroDuration(); }
+
+  const SessionContext& context_;
+  TransferTable& transfers_;
+  const TransferTable::Peer peer_;
+  std::optional<SharedRing> ring_;
+  MessageReader reader_;
+  bool welcome_ = false;
+  uint64_t in_ring_ = 0;                   // pages put there
+  uint64_t consumed_ = 0;                  // of them
+  std::optional<TransferTable::Job> job_;  // on its way into the socket
+  absl::Duration silence_;                 // while something was asked of the receiver
+  absl::Duration since_ping_;
+  uint64_t pings_ = 0;
+};
+
+}  // namespace sluice::transport
