@@ -13,9 +13,11 @@
 // stderr.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "absl/status/status.h"
@@ -31,23 +33,35 @@ enum class LogFormat { kJson, kText };
 
 inline constexpr char kRequestIdField[] = "request_id";
 
+// The key of a value, a literal. Not one of those that every line has: in JSON it would stand there
+// twice. That is found when the line is compiled.
+struct LogFieldName {
+  template <size_t kSize>
+  consteval LogFieldName(const char (&literal)[kSize]) : name(literal, kSize - 1) {  // NOLINT
+    for (const std::string_view taken : {"ts", "level", "process", "instance", "msg"}) {
+      if (std::string_view(literal, kSize - 1) == taken) throw "a key that every line has";
+    }
+  }
+  absl::string_view name;
+};
+
 // One more value in a line. Lives no longer than the call it is made for.
 struct LogField {
-  LogField(absl::string_view name, absl::string_view text) : name(name), value(text) {}
-  LogField(absl::string_view name, const char* text) : name(name), value(text) {}
-  LogField(absl::string_view name, const std::string& text) : name(name), value(text) {}
-  LogField(absl::string_view name, bool value)
-      : name(name), value(value ? "true" : "false"), quoted(false) {}
+  LogField(LogFieldName name, absl::string_view text) : name(name.name), value(text) {}
+  LogField(LogFieldName name, const char* text) : name(name.name), value(text) {}
+  LogField(LogFieldName name, const std::string& text) : name(name.name), value(text) {}
+  LogField(LogFieldName name, bool value)
+      : name(name.name), value(value ? "true" : "false"), quoted(false) {}
   template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>>
-  LogField(absl::string_view name, T number)
-      : name(name), value(absl::StrCat(number)), quoted(std::is_floating_point_v<T>) {
+  LogField(LogFieldName name, T number)
+      : name(name.name), value(absl::StrCat(number)), quoted(std::is_floating_point_v<T>) {
     // JSON has no number for inf and nan: those stay text.
     if (quoted && number - number == T{0}) quoted = false;
   }
-  LogField(absl::string_view name, absl::Duration duration)
-      : name(name), value(absl::FormatDuration(duration)) {}
-  LogField(absl::string_view name, const absl::Status& status)
-      : name(name), value(status.ToString()) {}
+  LogField(LogFieldName name, absl::Duration duration)
+      : name(name.name), value(absl::FormatDuration(duration)) {}
+  LogField(LogFieldName name, const absl::Status& status)
+      : name(name.name), value(status.ToString()) {}
 
   absl::string_view name;
   std::string value;

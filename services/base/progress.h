@@ -1,5 +1,5 @@
 // Tells a person how far a long piece of work has come: a bar on a terminal; elsewhere a line per
-// ten percent, at most one a second, and one at the end.
+// ten percent, at most one a second, and one at the end; or the same to a function, for a log.
 //
 // Threads: Add may be called from any thread; it is cheap, and the bar moves ten times a second.
 #pragma once
@@ -8,15 +8,22 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <mutex>
 #include <string>
 
 namespace sluice {
 
+// Where to; by default nowhere.
+struct ProgressOut {
+  std::FILE* file = nullptr;
+  // Called on any thread, one at a time.
+  std::function<void(const std::string& label, int64_t percent, int64_t total_bytes)> tell;
+};
+
 class Progress {
  public:
-  // Work of `total_bytes`, shown on `out`; a null `out` shows nothing.
-  Progress(std::string label, int64_t total_bytes, std::FILE* out = stderr);
+  Progress(std::string label, int64_t total_bytes, ProgressOut out);
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   ~Progress();  // shows where it ended and ends the bar's line
@@ -29,7 +36,7 @@ class Progress {
 
   const std::string label_;
   const int64_t total_;
-  std::FILE* const out_;
+  const ProgressOut out_;
   const bool terminal_;
   const Clock::time_point start_ = Clock::now();
   std::atomic<int64_t> done_{0};

@@ -20,7 +20,7 @@ std::string Contents(std::FILE* file) {
 TEST(ProgressTest, AFastRunIsOneLine) {
   std::FILE* out = std::tmpfile();
   {
-    Progress progress("loading", 1000 << 10, out);
+    Progress progress("loading", 1000 << 10, {.file = out});
     ASSERT_TRUE(ParallelFor(1000, 4, [&](int64_t) {
                   progress.Add(1 << 10);
                   return absl::OkStatus();
@@ -33,14 +33,29 @@ TEST(ProgressTest, AFastRunIsOneLine) {
 TEST(ProgressTest, EveryTotalEndsAtAHundredPercent) {
   for (int64_t total = 1; total < 16 << 20; total = total * 5 / 4 + 1) {
     std::FILE* out = std::tmpfile();
-    { Progress("loading", total, out).Add(total); }
+    { Progress("loading", total, {.file = out}).Add(total); }
     EXPECT_EQ(Contents(out), "loading: 100 % of " + HumanBytes(total) + "\n");
     std::fclose(out);
   }
 }
 
+TEST(ProgressTest, AFunctionIsToldOfTheEndOnce) {
+  int calls = 0;
+  {
+    Progress progress("loading", 100,
+                      {.tell = [&](const std::string& label, int64_t percent, int64_t total) {
+                        ++calls;
+                        EXPECT_EQ(label, "loading");
+                        EXPECT_EQ(percent, 100);
+                        EXPECT_EQ(total, 100);
+                      }});
+    for (int i = 0; i < 100; ++i) progress.Add(1);
+  }
+  EXPECT_EQ(calls, 1);
+}
+
 TEST(ProgressTest, NothingToDoAndNowhereToShowIt) {
-  Progress progress("loading", 0, nullptr);
+  Progress progress("loading", 0, {});
   progress.Add(0);
   progress.Add(10);
 }

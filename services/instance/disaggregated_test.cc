@@ -21,7 +21,7 @@ namespace {
 class DisaggregatedTest : public testing::Test {
  protected:
   DisaggregatedTest() {
-    auto model = LoadModel({.dir = "deploy/models/sluice-tiny", .threads = 1});
+    auto model = LoadModel({.dir = "deploy/models/sluice-tiny", .threads = 1}, {});
     EXPECT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
   }

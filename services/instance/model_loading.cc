@@ -7,7 +7,7 @@
 
 namespace sluice::instance {
 
-absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source) {
+absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ProgressOut& progress) {
   LoadedModel loaded;
   SLUICE_ASSIGN_OR_RETURN(
       loaded.backend,
@@ -21,7 +21,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source) {
                          {.format = source.load_format == "dummy" ? model::LoadFormat::kDummy
                                                                   : model::LoadFormat::kSafetensors,
                           .dummy_seed = source.dummy_seed,
-                          .show_progress = true,
+                          .progress = progress,
                           .threads = source.threads}));
   loaded.weights = std::make_shared<const model::ModelWeights>(std::move(weights));
   loaded.engine_options = {

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/ops/backend.h"
+#include "services/base/progress.h"
 #include "services/engine/engine.h"
 #include "services/model/model_config.h"
 #include "services/model/weights.h"
@@ -32,8 +33,7 @@ struct LoadedModel {
   engine::EngineOptions engine_options;  // numerics filled in; sizes are the program's
 };
 
-// Shows progress on stderr.
-absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source);
+absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ProgressOut& progress);
 
 // Bytes of KV of one token, all layers.
 int64_t KvBytesPerToken(const model::ModelConfig& config, DType kv_dtype);

@@ -17,6 +17,7 @@
 #include "services/base/log.h"
 #include "services/base/metrics.h"
 #include "services/base/program.h"
+#include "services/base/progress.h"
 #include "services/base/shutdown.h"
 #include "services/base/version.h"
 #include "services/engine/engine.h"
@@ -83,6 +84,10 @@ absl::Status CheckDialled(const ClusterConfig& config) {
   };
   SLUICE_RETURN_IF_ERROR(check("router.attach", config.router.attach));
   return config.balancer.enabled ? check("balancer.grpc", config.balancer.grpc) : absl::OkStatus();
+}
+
+void LogProgress(const std::string& label, int64_t percent, int64_t total_bytes) {
+  LogInfo(label, {{"percent", percent}, {"of", HumanBytes(total_bytes)}});
 }
 
 class App {
@@ -166,7 +171,7 @@ class App {
                              .load_format = model.load_format,
                              .dummy_seed = model.dummy_seed};
     LogInfo("loading", {{"model", model.dir}});
-    SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source));
+    SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source, {.tell = LogProgress}));
     SLUICE_RETURN_IF_ERROR(SizeEngine(section_, model_.config, &model_.engine_options));
     SLUICE_ASSIGN_OR_RETURN(
         engine_, engine::Engine::Create(model_.config, model_.weights, model_.backend.get(),

@@ -116,12 +116,12 @@ class CheckpointSource final : public WeightSource {
     });
   }
 
-  absl::Status Finish(int threads, bool show_progress) override {
+  absl::Status Finish(int threads, const ProgressOut& progress_out) override {
     const std::vector<FileRange> pieces = Pieces(std::move(ranges_));
     int64_t total = 0;
     for (const FileRange& piece : pieces) total += static_cast<int64_t>(piece.end - piece.begin);
     {
-      Progress progress("loading weights", total, show_progress ? stderr : nullptr);
+      Progress progress("loading weights", total, progress_out);
       SLUICE_RETURN_IF_ERROR(
           ParallelFor(static_cast<int64_t>(pieces.size()), threads, [&](int64_t i) {
             const FileRange& piece = pieces[i];

@@ -97,7 +97,7 @@ absl::Status CheckData(const Checkpoint& checkpoint, const InspectOptions& optio
     }
     total += static_cast<int64_t>(tensor.bytes);
   }
-  Progress progress("checking weights", total, options.show_progress ? stderr : nullptr);
+  Progress progress("checking weights", total, {.file = options.show_progress ? stderr : nullptr});
   return ParallelFor(
       static_cast<int64_t>(pieces.size()), options.threads, [&](int64_t i) -> absl::Status {
         const auto& [tensor, begin, count] = pieces[i];

@@ -48,7 +48,8 @@ class CheckpointMaker {
     PlanShards();
     int64_t total = 0;
     for (const Shard& shard : shards_) total += shard.bytes;
-    Progress progress("writing weights", total, options_.show_progress ? stderr : nullptr);
+    Progress progress("writing weights", total,
+                      {.file = options_.show_progress ? stderr : nullptr});
     nlohmann::json weight_map;
     for (size_t i = 0; i < shards_.size(); ++i) {
       const std::string name = ShardName(i);

@@ -144,10 +144,10 @@ class RandomSource final : public WeightSource {
                      }});
   }
 
-  absl::Status Finish(int threads, bool show_progress) override {
+  absl::Status Finish(int threads, const ProgressOut& progress_out) override {
     int64_t total = 0;
     for (const Job& job : jobs_) total += job.bytes;
-    Progress progress("generating weights", total, show_progress ? stderr : nullptr);
+    Progress progress("generating weights", total, progress_out);
     return ParallelFor(static_cast<int64_t>(jobs_.size()), threads, [&](int64_t i) {
       jobs_[i].run();
       progress.Add(jobs_[i].bytes);

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/base/tensor_view.h"
+#include "services/base/progress.h"
 #include "services/model/tensor_manifest.h"
 
 namespace sluice::model {
@@ -36,7 +37,7 @@ class WeightSource {
   virtual void Vector(const TensorSpec& spec, float* out) = 0;
 
   // Does all that the calls above asked for, on `threads` threads (0: one per core).
-  virtual absl::Status Finish(int threads, bool show_progress) = 0;
+  virtual absl::Status Finish(int threads, const ProgressOut& progress_out) = 0;
 
   // What the views point into.
   virtual std::vector<std::shared_ptr<const void>> owners() const = 0;

@@ -246,7 +246,7 @@ absl::StatusOr<ModelWeights> LoadWeights(const std::string& dir, const ModelConf
     SLUICE_ASSIGN_OR_RETURN(source, OpenCheckpointSource(dir, config, specs));
   }
   ModelWeights weights = Assembler(config, specs, options.slice, *source).Assemble();
-  SLUICE_RETURN_IF_ERROR(source->Finish(options.threads, options.show_progress));
+  SLUICE_RETURN_IF_ERROR(source->Finish(options.threads, options.progress));
   for (std::shared_ptr<const void>& owner : source->owners()) {
     weights.owners.push_back(std::move(owner));
   }

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/base/tensor_view.h"
+#include "services/base/progress.h"
 #include "services/model/model_config.h"
 
 namespace sluice::model {
@@ -85,8 +86,8 @@ struct LoadOptions {
   LoadFormat format = LoadFormat::kSafetensors;
   RankSlice slice;
   uint64_t dummy_seed = 0;
-  bool show_progress = false;  // on stderr: a bar on a terminal, percent lines elsewhere
-  int threads = 0;             // 0: one per core
+  ProgressOut progress;
+  int threads = 0;  // 0: one per core
 };
 
 // Errors (InvalidArgument, NotFound) name file, tensor, expected and found.

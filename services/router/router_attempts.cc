@@ -199,9 +199,9 @@ void RouterCore::Impl::FailAllOn(WorkerId worker, absl::string_view how, absl::T
   const WorkerId not_told = how == "gone" ? worker : 0;
   const std::string reason = absl::StrCat("worker_", how);
   const absl::btree_set<RequestId> requests = FindWorker(worker)->requests();
-  LogWarn("instance failed", {{"instance", FindWorker(worker)->hello().instance()},
-                              {"reason", how},
-                              {"requests", requests.size()}});
+  LogWarn("worker failed", {{"worker", FindWorker(worker)->hello().instance()},
+                            {"reason", how},
+                            {"requests", requests.size()}});
   for (RequestId id : requests) {
     // A sink may have cancelled it, or what it was on may be over.
     Request* request = FindRequest(id);

@@ -296,7 +296,7 @@ void RouterCore::Impl::OnWorkerGone(WorkerId id, absl::Time now) {
   if (worker == nullptr) return;
   const bool expected = worker->state() == InstanceState::kDraining || worker->broken_logged;
   if (expected && worker->requests().empty()) {
-    LogInfo("instance left", {{"instance", worker->hello().instance()}});
+    LogInfo("worker left", {{"worker", worker->hello().instance()}});
   } else {
     worker->SetDead();
     FailAllOn(id, "gone", now);
@@ -319,7 +319,7 @@ void RouterCore::Impl::OnTick(absl::Time now) {
     if (worker.broken() && (!worker.broken_logged || !worker.requests().empty())) {
       broken.push_back({id, worker.state()});
     } else if (!worker.broken() && worker.broken_logged) {
-      LogInfo("instance is back", {{"instance", worker.hello().instance()}});
+      LogInfo("worker is back", {{"worker", worker.hello().instance()}});
     }
     worker.broken_logged = worker.broken();
   }

@@ -973,12 +973,12 @@ TEST_F(RouterCoreTest, AnInstanceThatFailsIsLoggedOnceWithWhatItHad) {
   const RequestId id = Decoding(&sink);
   // Silent for 3 s, which is more than one reason, and back.
   std::string log = lines([&] { Pass(absl::Seconds(3), {kP, kD2}); });
-  EXPECT_THAT(log, HasSubstr("instance failed instance=decode-2 reason=dead requests=1"));
-  EXPECT_EQ(log.find("instance failed"), log.rfind("instance failed")) << log;
+  EXPECT_THAT(log, HasSubstr("worker failed worker=decode-2 reason=dead requests=1"));
+  EXPECT_EQ(log.find("worker failed"), log.rfind("worker failed")) << log;
   EXPECT_THAT(lines([&] {
                 Pass(absl::Milliseconds(100), {kP, kD, kD2});
               }),
-              HasSubstr("instance is back instance=decode-2"));
+              HasSubstr("worker is back worker=decode-2"));
   core->Cancel(id, now);
   bus.sent.clear();
   // Without a request it is said, too.
@@ -988,10 +988,10 @@ TEST_F(RouterCoreTest, AnInstanceThatFailsIsLoggedOnceWithWhatItHad) {
       Pass(absl::Milliseconds(50), {kP, kD, kD2});
     }
   });
-  EXPECT_THAT(log, HasSubstr("instance failed instance=decode-2 reason=wedged requests=0"));
-  EXPECT_EQ(log.find("instance failed"), log.rfind("instance failed")) << log;
+  EXPECT_THAT(log, HasSubstr("worker failed worker=decode-2 reason=wedged requests=0"));
+  EXPECT_EQ(log.find("worker failed"), log.rfind("worker failed")) << log;
   EXPECT_THAT(lines([&] { core->OnWorkerGone(kP, now); }),
-              HasSubstr("instance failed instance=prefill-1 reason=gone requests=0"));
+              HasSubstr("worker failed worker=prefill-1 reason=gone requests=0"));
 }
 
 TEST_F(RouterCoreTest, DrainRefusesNewRequestsAndFinishesOldOnes) {

@@ -77,7 +77,7 @@ class AdminService final : public v1::Admin::CallbackService {
     const absl::StatusOr<LogLevel> level = ParseLogLevel(request->level());
     if (level.ok()) {
       response->set_previous(std::string(LogLevelName(sluice::SetLogLevel(*level))));
-      LogInfo("log level changed", {{"level", LogLevelName(*level)}, {"peer", context->peer()}});
+      LogInfo("log level changed", {{"to", LogLevelName(*level)}, {"peer", context->peer()}});
     }
     return Finish(context, level.status());
   }

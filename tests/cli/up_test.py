@@ -80,6 +80,12 @@ class Lines:
         return self.text
 
 
+def dict_without_duplicates(pairs):
+    keys = [key for key, _ in pairs]
+    assert len(set(keys)) == len(keys), f"a key stands twice: {keys}"
+    return dict(pairs)
+
+
 def alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -141,11 +147,29 @@ class UpTest(unittest.TestCase):
             os.kill(int(pids["prefill-2"]), signal.SIGKILL)
             again = lines.wait_for(r"\[prefill-2\] pid=(\d+)", 2)[1][1]
             self.assertNotEqual(again, pids["prefill-2"])
-            self.assertIn("died; will be started again process=prefill-2 how=\"killed by signal 9", lines.text)
+            self.assertIn("died; will be started again child=prefill-2 how=\"killed by signal 9", lines.text)
             for name in ("router-1", "prefill-1", "decode-1", "balancer"):
                 self.assertTrue(alive(pids[name]), name)
             process.terminate()
             self.assertEqual(process.wait(DEADLINE_S), 0)
+
+    def test_json_logs_are_json_whatever_children_print(self):
+        with self.file.open("a") as file:
+            file.write("logging: {format: json}\n")
+        with self.up() as (process, lines):
+            lines.wait_for("Ctrl-C drains")
+            lines.wait_for(r"pid=\d+ sluice-", 5)
+            pid = int(re.search(r'"prefill-1","line":"pid=(\d+)', lines.text)[1])
+            os.kill(pid, signal.SIGKILL)
+            lines.wait_for("died; will be started again")
+            process.terminate()
+            text = lines.rest()
+        # In between stands what it prints on stdout: the addresses, and how to ask.
+        logged = [line for line in text.splitlines() if line.startswith("{")]
+        for line in logged:
+            json.loads(line, object_pairs_hook=dict_without_duplicates)
+        self.assertNotIn("[prefill-1]", text)
+        self.assertGreaterEqual(len(logged), 5 + 5)
 
     def test_children_die_with_it(self):
         with self.up() as (process, lines):

@@ -199,6 +199,37 @@ class WholeTest(unittest.TestCase):
         self.assertGreaterEqual(usage["prompt_tokens_details"]["cached_tokens"], 64)
 
 
+class LogTest(unittest.TestCase):
+    def test_with_json_logs_all_of_stderr_is_json(self):
+        """A whole life of a cluster under `sluice up`: start, a request, drain."""
+        def no_key_twice(pairs):
+            self.assertEqual(len({key for key, _ in pairs}), len(pairs), pairs)
+            return dict(pairs)
+
+        free = "127.0.0.1:0"
+        instances = {"count": 1, "threads": 1, "kv_pages": 64, "admin": free, "metrics": free}
+        config = {"model": {"dir": str(pathlib.Path(MODEL).resolve())},
+                  "router": {"http": free, "grpc": free, "attach": free, "admin": free},
+                  "prefill": instances, "decode": instances, "balancer": {"grpc": free, "metrics": free},
+                  "logging": {"format": "json", "level": "debug"}, "timeouts": {"drain": "5s"}}
+        client = ("import json, os, urllib.request as u\n"
+                  "body = json.dumps({'prompt': 'The', 'max_tokens': 4}).encode()\n"
+                  "u.urlopen(u.Request(os.environ['SLUICE_ENDPOINT'] + '/v1/completions', body,\n"
+                  "                    {'Content-Type': 'application/json'}), timeout=60).read()\n")
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "cluster.yaml"
+            path.write_text(json.dumps(config))
+            run = subprocess.run([f"{BIN}/sluice", "up", "-c", path, "--", sys.executable, "-c", client],
+                                 stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        lines = [json.loads(line, object_pairs_hook=no_key_twice) for line in run.stderr.splitlines()]
+        self.assertEqual({line["process"] for line in lines},
+                         {"sluice-up", "sluice-router", "sluice-prefill", "sluice-decode", "sluice-balancer"})
+        weights = [line for line in lines if line["msg"] == "loading weights"]
+        self.assertEqual({line["instance"] for line in weights if line["percent"] == 100}, {"prefill-1", "decode-1"})
+        self.assertEqual([line for line in lines if line["msg"] == "printed"], [])
+
+
 class HurtTest(unittest.TestCase):
     def test_a_killed_decode_does_not_end_the_stream(self):
         with Cluster(BIN, prefill=1, decode=2) as cluster:
@@ -230,7 +261,7 @@ class HurtTest(unittest.TestCase):
                 self.assertEqual(text_of(events), wanted)
                 cluster.signal(victim, signal.SIGCONT)
                 time.sleep(2)
-            self.assertRegex(cluster.logs(), "instance failed instance=decode-[12] reason=dead requests=1")
+            self.assertRegex(cluster.logs(), "worker failed worker=decode-[12] reason=dead requests=1")
 
     def test_a_killed_prefill_does_not_lose_prompts(self):
         with Cluster(BIN, prefill=2, decode=1) as cluster:

@@ -51,7 +51,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
     SLUICE_ASSIGN_OR_RETURN(loaded.tokenizer, model::Tokenizer::Load(options.dir));
   }
   SLUICE_ASSIGN_OR_RETURN(static_cast<instance::LoadedModel&>(loaded),
-                          instance::LoadModel(options));
+                          instance::LoadModel(options, {.file = stderr}));
   std::fprintf(stderr, "%s\n", loaded.backend->Describe().c_str());
   return loaded;
 }

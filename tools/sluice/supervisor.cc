@@ -99,7 +99,7 @@ absl::Status Supervisor::Launch(Child* child) {
   child->output = ends[0];
   child->started = clock_.Now();
   child->restart_at = absl::InfiniteFuture();
-  LogInfo("started", {{"process", child->spec.name}, {"pid", pid}});
+  LogInfo("started", {{"child", child->spec.name}, {"pid", pid}});
   return absl::OkStatus();
 }
 
@@ -122,7 +122,7 @@ void Supervisor::Poll(absl::Duration timeout, std::initializer_list<int> wake_fd
   for (Child& child : children_) {
     if (child.pid != 0 || child.stopping || clock_.Now() < child.restart_at) continue;
     if (const absl::Status status = Launch(&child); !status.ok()) {
-      LogError("cannot start", {{"process", child.spec.name}, {"reason", status}});
+      LogError("cannot start", {{"child", child.spec.name}, {"reason", status}});
       child.restart_at = clock_.Now() + options_.backoff_max;
     }
   }
@@ -177,7 +177,7 @@ void Supervisor::OnDeath(Child* child, int status) {
   if (child->stopping) {
     const bool orderly = WIFEXITED(status) && WEXITSTATUS(status) == 0;
     Log(orderly ? LogLevel::kInfo : LogLevel::kWarn, "ended",
-        {{"process", child->spec.name}, {"how", child->how}});
+        {{"child", child->spec.name}, {"how", child->how}});
     return;
   }
   const int doublings = std::min(child->early_deaths - 1, 20);
@@ -185,7 +185,7 @@ void Supervisor::OnDeath(Child* child, int status) {
       std::min(options_.backoff_max, options_.backoff_min * (int64_t{1} << doublings));
   child->restart_at = now + wait;
   LogError("died; will be started again",
-           {{"process", child->spec.name}, {"how", child->how}, {"after", wait}});
+           {{"child", child->spec.name}, {"how", child->how}, {"after", wait}});
 }
 
 void Supervisor::Stop(const std::function<bool(const std::string& name)>& which, int signal) {

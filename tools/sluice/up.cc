@@ -144,9 +144,11 @@ class Cluster {
         config_(std::move(config)),
         shutdown_(*shutdown),
         wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-        supervisor_({}, &clock_, [log_fd](const std::string& name, absl::string_view line) {
-          PassOn(log_fd, name, line);
-        }) {
+        supervisor_({}, &clock_,
+                    [log_fd, json = config_.logging.format == LogFormat::kJson](
+                        const std::string& name, absl::string_view line) {
+                      json ? PassOnJson(log_fd, name, line) : PassOn(log_fd, name, line);
+                    }) {
     shutdown_.OnRequested([fd = wake_fd_] {
       const uint64_t one = 1;
       [[maybe_unused]] const ssize_t written = write(fd, &one, sizeof one);
@@ -180,10 +182,15 @@ class Cluster {
  private:
   // A line with its process's name in front, unless it has it already.
   static void PassOn(int fd, const std::string& name, absl::string_view line) {
-    const bool named =
-        absl::StartsWith(line, "{") || absl::StrContains(line, absl::StrCat("[", name, "]"));
+    const bool named = absl::StrContains(line, absl::StrCat("[", name, "]"));
     const std::string text =
         named ? absl::StrCat(line, "\n") : absl::StrCat("[", name, "] ", line, "\n");
+    [[maybe_unused]] const ssize_t written = write(fd, text.data(), text.size());
+  }
+  // What a child prints beside its log (a library's complaint, say) must not spoil the whole.
+  static void PassOnJson(int fd, const std::string& name, absl::string_view line) {
+    if (!absl::StartsWith(line, "{")) return LogWarn("printed", {{"child", name}, {"line", line}});
+    const std::string text = absl::StrCat(line, "\n");
     [[maybe_unused]] const ssize_t written = write(fd, text.data(), text.size());
   }
 
