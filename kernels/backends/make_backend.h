@@ -5,8 +5,8 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "kernels/cpu/cpu_backend.h"
 #include "kernels/ops/backend.h"
+#include "kernels/ops/numerics.h"
 
 namespace sluice {
 

@@ -6,14 +6,9 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/ops/backend.h"
+#include "kernels/ops/numerics.h"
 
 namespace sluice {
-
-enum class Numerics {
-  kExact,  // f32 throughout; every result bit-equal whatever the batch, thread count or instruction
-           // set
-  kFast,   // may round activations to bf16 and use the widest matrix instructions there are
-};
 
 // Which instructions kernels may use; each level includes those above it.
 enum class CpuIsa {

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/weight_tables.h"
 #include "kernels/ops/checks.h"
 
 namespace sluice {

@@ -18,6 +18,15 @@ absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
   return absl::InternalError(message);
 }
 
+absl::StatusOr<CudaMemory> AllocateCuda(size_t bytes) {
+  void* memory = nullptr;
+  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMalloc(&memory, bytes == 0 ? 1 : bytes),
+                                    absl::StrCat(bytes, " bytes for the kernels' own use")));
+  CudaMemory owned(memory);
+  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMemset(memory, 0, bytes), "clearing memory"));
+  return owned;
+}
+
 namespace {
 
 class CudaBackend final : public Backend {
@@ -76,7 +85,10 @@ class CudaBackend final : public Backend {
     return CudaStatus(cudaStreamSynchronize(context_.stream), "a step on the GPU");
   }
 
-  std::string Describe() const override { return absl::StrCat("CUDA, ", name_); }
+  std::string Describe() const override {
+    return absl::StrCat("CUDA, ", name_, ", ",
+                        context_.numerics == Numerics::kFast ? "fast" : "exact");
+  }
 
  private:
   const CudaContext context_;
@@ -109,7 +121,9 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOption
                      properties.minor, ", the kernels were compiled for 9.0 (Hopper)"));
   }
   SLUICE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(options.device), "choosing the device"));
-  CudaContext context{.device = options.device};
+  CudaContext context{.device = options.device,
+                      .numerics = options.numerics,
+                      .multiprocessors = properties.multiProcessorCount};
   SLUICE_RETURN_IF_ERROR(CudaStatus(
       cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking), "making a stream"));
   return std::make_unique<CudaBackend>(context, absl::StrCat(properties.name, " ", options.device));

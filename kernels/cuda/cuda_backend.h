@@ -5,11 +5,15 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/ops/backend.h"
+#include "kernels/ops/numerics.h"
 
 namespace sluice {
 
 struct CudaBackendOptions {
   int device = 0;  // as CUDA counts
+  // kFast takes the tensor cores where shapes and types allow: see README.md. kExact computes in
+  // f32.
+  Numerics numerics = Numerics::kExact;
 };
 
 // Tensors, weights and sampling rows of every op must lie in this backend's memory (Allocate), the

@@ -6,9 +6,10 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "kernels/cuda/weight_tables.h"
 #include "kernels/ops/backend.h"
+#include "kernels/ops/numerics.h"
 
 namespace sluice {
 
@@ -16,7 +17,16 @@ namespace sluice {
 struct CudaContext {
   int device = 0;
   cudaStream_t stream = nullptr;
+  Numerics numerics = Numerics::kExact;
+  int multiprocessors = 0;
 };
+
+// Zero-filled device memory.
+struct CudaFree {
+  void operator()(void* memory) const { cudaFree(memory); }
+};
+using CudaMemory = std::unique_ptr<void, CudaFree>;
+absl::StatusOr<CudaMemory> AllocateCuda(size_t bytes);
 
 // Internal, naming what was tried, unless the call went well; ResourceExhausted when memory is out.
 absl::Status CudaStatus(cudaError_t error, absl::string_view what);

@@ -4,6 +4,8 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/fp8_linear.h"
+#include "kernels/cuda/weight_tables.h"
 #include "kernels/ops/checks.h"
 
 namespace sluice {
@@ -11,10 +13,15 @@ namespace {
 
 class CudaLinearOps final : public LinearOps {
  public:
-  explicit CudaLinearOps(const CudaContext& context) : context_(context) {}
+  explicit CudaLinearOps(const CudaContext& context)
+      : context_(context), tables_(ToWeight), fp8_(context) {}
 
   absl::Status Linear(const LinearParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckLinear(params));
+    if (params.precision == Precision::kBackend &&
+        OnFp8(params.x, {&params.w, 1}, {}, params.out)) {
+      return fp8_.Run(params.x, {&params.w, 1}, {}, {}, params.out, params.accumulate);
+    }
     cuda::LinearArgs args = Args(params.x, params.w, params.out);
     args.single = ToWeight(params.w);
     args.accumulate = params.accumulate;
@@ -24,6 +31,10 @@ class CudaLinearOps final : public LinearOps {
   absl::Status GatedLinear(const GatedLinearParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckGatedLinear(params));
     SLUICE_RETURN_IF_ERROR(CheckSameType("up", params.up, params.gate));
+    if (OnFp8(params.x, {&params.gate, 1}, {&params.up, 1}, params.out)) {
+      return fp8_.Run(params.x, {&params.gate, 1}, {&params.up, 1}, {}, params.out,
+                      /*accumulate=*/false);
+    }
     cuda::LinearArgs args = Args(params.x, params.gate, params.out);
     args.single = ToWeight(params.gate);
     args.single_up = ToWeight(params.up);
@@ -76,6 +87,9 @@ class CudaLinearOps final : public LinearOps {
       SLUICE_RETURN_IF_ERROR(CheckWeight(up_name, ups[g], weights[0].rows, weights[0].cols));
       SLUICE_RETURN_IF_ERROR(CheckSameType(up_name, ups[g], weights[0]));
     }
+    if (OnFp8(x, weights, ups, out)) {
+      return fp8_.Run(x, weights, ups, offsets, out, /*accumulate=*/false);
+    }
     cuda::LinearArgs args = Args(x, weights[0], out);
     args.groups = static_cast<int32_t>(weights.size());
     SLUICE_ASSIGN_OR_RETURN(args.w, tables_.Get(weights, context_.stream));
@@ -87,12 +101,18 @@ class CudaLinearOps final : public LinearOps {
     return Launch(args);
   }
 
+  bool OnFp8(const TensorView& x, absl::Span<const WeightView> weights,
+             absl::Span<const WeightView> ups, const TensorView& out) const {
+    return context_.numerics == Numerics::kFast && Fp8Linear::Takes(x, weights, ups, out);
+  }
+
   absl::Status Launch(const cuda::LinearArgs& args) {
     return CudaStatus(cuda::LaunchLinear(args, context_.stream), "matrix product");
   }
 
   const CudaContext& context_;
-  WeightTables tables_;
+  WeightTables<cuda::Weight> tables_;
+  Fp8Linear fp8_;
 };
 
 }  // namespace

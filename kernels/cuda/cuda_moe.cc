@@ -2,6 +2,7 @@
 
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/ops/checks.h"
 
 namespace sluice {

@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/base/float_convert.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/ops_test_util.h"
 #include "kernels/cuda/cuda_backend.h"
@@ -32,8 +33,8 @@ uint32_t BaseSeed() {
 // Host tensors and weights as the GPU has them.
 class Device {
  public:
-  Device() {
-    auto backend = MakeCudaBackend({});
+  explicit Device(Numerics numerics = Numerics::kExact) {
+    auto backend = MakeCudaBackend({.numerics = numerics});
     if (!backend.ok()) {
       std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());
       std::abort();
@@ -224,6 +225,171 @@ TEST_F(CudaOpsTest, GroupedLinearTouchesItsRowsAlone) {
                     .GroupedLinear({device_x, device_gates, device_offsets, device_out}, {})
                     .ok());
     compare(out, device_out);
+  }
+}
+
+// --- FP8 on the tensor cores ---
+
+// x as the quantised product sees it: e4m3, one scale per row and 128 columns.
+OwnedTensor Quantized(const OwnedTensor& x, int64_t rows, int64_t cols) {
+  OwnedTensor out(DType::kF32, {rows, cols});
+  for (int64_t block = 0; block < rows * cols; block += 128) {
+    const float* from = x.data<float>() + block;
+    float largest = 1e-4f;
+    for (int i = 0; i < 128; ++i) largest = std::max(largest, std::abs(from[i]));
+    const float scale = largest / 448.0f;
+    for (int i = 0; i < 128; ++i) {
+      out.data<float>()[block + i] = F8E4M3ToF32(F32ToF8E4M3(from[i] / scale)) * scale;
+    }
+  }
+  return out;
+}
+
+// |wanted - got| / |wanted| over the first `count` elements.
+double RelativeError(const OwnedTensor& wanted, const OwnedTensor& got, int64_t count) {
+  double norm = 1e-60, error = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double a = wanted.data<float>()[i], b = got.data<float>()[i];
+    norm += a * a;
+    error += (a - b) * (a - b);
+  }
+  return std::sqrt(error / norm);
+}
+
+// The tensor cores keep about 14 bits of a sum over 32 products; e4m3 keeps 4 of an activation.
+constexpr double kTensorCoreError = 1e-3, kQuantizationError = 1e-2;
+
+TEST_F(CudaOpsTest, Fp8ProductsAreThoseOfTheQuantizedActivations) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int64_t m, n, k;
+  } sizes[] = {{0, 64, 128},   {1, 4, 128},      {1, 576, 1536},  {15, 64, 256},
+               {16, 128, 384}, {17, 132, 128},   {33, 200, 1536}, {64, 260, 256},
+               {65, 64, 2048}, {128, 1000, 128}, {129, 260, 512}, {300, 576, 640}};
+  for (const auto& size : sizes) {
+    SCOPED_TRACE(testing::Message() << size.m << " x " << size.n << " x " << size.k);
+    const OwnedTensor x = Random({size.m, size.k});
+    const OwnedTensor rounded = Quantized(x, size.m, size.k);
+    const OwnedWeight w = RandomWeight(DType::kF8E4M3, size.n, size.k, Seed(), 1.0f);
+    const OwnedWeight up = RandomWeight(DType::kF8E4M3, size.n, size.k, Seed(), 1.0f);
+    const TensorView device_x = fast.Up(x);
+    for (const bool accumulate : {false, true}) {
+      const OwnedTensor wanted =
+          accumulate ? Random({size.m, size.n}) : OwnedTensor(DType::kF32, {size.m, size.n});
+      const TensorView out = fast.Up(wanted);
+      ASSERT_TRUE(
+          cpu_->linear().Linear({rounded.view(), w.view, wanted.view(), accumulate}, {}).ok());
+      ASSERT_TRUE(fast.backend().linear().Linear({device_x, fast.Up(w), out, accumulate}, {}).ok());
+      EXPECT_LT(RelativeError(wanted, fast.Down(out), wanted.size()), kTensorCoreError);
+    }
+    const OwnedTensor wanted(DType::kF32, {size.m, size.n}), exact(DType::kF32, {size.m, size.n});
+    const TensorView out = fast.Up(wanted);
+    ASSERT_TRUE(
+        cpu_->linear().GatedLinear({rounded.view(), w.view, up.view, wanted.view()}, {}).ok());
+    ASSERT_TRUE(cpu_->linear().GatedLinear({x.view(), w.view, up.view, exact.view()}, {}).ok());
+    ASSERT_TRUE(
+        fast.backend().linear().GatedLinear({device_x, fast.Up(w), fast.Up(up), out}, {}).ok());
+    const OwnedTensor got = fast.Down(out);
+    EXPECT_LT(RelativeError(wanted, got, wanted.size()), kTensorCoreError);
+    // It is this kernel that ran.
+    if (size.m > 0) {
+      EXPECT_GT(RelativeError(exact, got, wanted.size()), kQuantizationError);
+    }
+  }
+}
+
+TEST_F(CudaOpsTest, Fp8LeavesOtherShapesToTheGeneralKernel) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int64_t n, k, offset;
+  } sizes[] = {{64, 130, 0}, {63, 128, 0}, {64, 128, 1}, {64, 128, 64}};
+  for (const auto& size : sizes) {
+    SCOPED_TRACE(testing::Message() << size.n << " x " << size.k << " from " << size.offset);
+    const OwnedTensor x = Random({20, size.k});
+    const OwnedWeight w = RandomWeight(DType::kF8E4M3, size.n, size.k, Seed(), 1.0f, size.offset);
+    const OwnedTensor wanted(DType::kF32, {20, size.n});
+    const TensorView out = fast.Up(wanted);
+    ASSERT_TRUE(cpu_->linear().Linear({x.view(), w.view, wanted.view()}, {}).ok());
+    ASSERT_TRUE(fast.backend().linear().Linear({fast.Up(x), fast.Up(w), out}, {}).ok());
+    EXPECT_LT(Difference(wanted, fast.Down(out)), 1e-5);
+  }
+}
+
+TEST_F(CudaOpsTest, Fp8GroupsOfAnySizeAndAgain) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int groups;
+    int64_t most, n, k;  // rows of a group at most
+  } cases[] = {{1, 40, 64, 128},
+               {9, 30, 320, 256},
+               {6, 300, 192, 384},
+               {40, 5, 128, 128},
+               {200, 2, 64, 256}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.groups << " groups of up to " << c.most);
+    std::mt19937 random(Seed());
+    std::vector<int32_t> ends = {0};
+    for (int g = 0; g < c.groups; ++g) {
+      const bool empty = c.groups > 1 && random() % 3 == 0;
+      ends.push_back(ends.back() + (empty ? 0 : 1 + static_cast<int>(random() % c.most)));
+    }
+    const int64_t used = ends.back(), rows = used + 10;
+    std::vector<OwnedWeight> weights, ups;
+    std::vector<WeightView> host, host_ups, device, device_ups;
+    for (int g = 0; g < c.groups; ++g) {
+      weights.push_back(RandomWeight(DType::kF8E4M3, c.n, c.k, Seed(), 1.0f));
+      ups.push_back(RandomWeight(DType::kF8E4M3, c.n, c.k, Seed(), 1.0f));
+    }
+    for (int g = 0; g < c.groups; ++g) {
+      host.push_back(weights[g].view);
+      host_ups.push_back(ups[g].view);
+      device.push_back(fast.Up(weights[g]));
+      device_ups.push_back(fast.Up(ups[g]));
+    }
+    const OwnedTensor x = Random({rows, c.k}), rounded = Quantized(x, rows, c.k);
+    const OwnedTensor offsets = MakeI32({c.groups + 1}, ends);
+    const TensorView device_x = fast.Up(x), device_offsets = fast.Up(offsets);
+    for (const bool gated : {false, true}) {
+      const OwnedTensor wanted(DType::kF32, {rows, c.n});
+      const TensorView out = fast.Up(wanted);
+      OwnedTensor first;
+      for (int run = 0; run < 3; ++run) {
+        if (gated) {
+          ASSERT_TRUE(
+              fast.backend()
+                  .linear()
+                  .GroupedGatedLinear({device_x, device, device_ups, device_offsets, out}, {})
+                  .ok());
+        } else {
+          ASSERT_TRUE(fast.backend()
+                          .linear()
+                          .GroupedLinear({device_x, device, device_offsets, out}, {})
+                          .ok());
+        }
+        const OwnedTensor got = fast.Down(out);
+        if (run == 0) {
+          first = got;
+          continue;
+        }
+        for (int64_t i = 0; i < used * c.n; ++i) {
+          ASSERT_EQ(first.data<float>()[i], got.data<float>()[i]) << "the same in every run";
+        }
+      }
+      if (gated) {
+        ASSERT_TRUE(cpu_->linear()
+                        .GroupedGatedLinear(
+                            {rounded.view(), host, host_ups, offsets.view(), wanted.view()}, {})
+                        .ok());
+      } else {
+        ASSERT_TRUE(cpu_->linear()
+                        .GroupedLinear({rounded.view(), host, offsets.view(), wanted.view()}, {})
+                        .ok());
+      }
+      EXPECT_LT(RelativeError(wanted, first, used * c.n), kTensorCoreError);
+      for (int64_t i = used * c.n; i < rows * c.n; ++i) {
+        EXPECT_TRUE(std::isnan(first.data<float>()[i])) << "a row of no group was written";
+      }
+    }
   }
 }
 

@@ -1,10 +1,6 @@
 #include "kernels/cuda/weight_tables.h"
 
-#include <cstring>
-#include <type_traits>
-
-#include "kernels/base/status.h"
-#include "kernels/cuda/cuda_context.h"
+#include <tuple>
 
 namespace sluice {
 
@@ -31,32 +27,12 @@ cuda::Weight ToWeight(const WeightView& view) {
           static_cast<int32_t>(view.col_begin)};
 }
 
-WeightTables::~WeightTables() {
-  for (auto& [key, table] : tables_) cudaFree(table.device);
-}
-
-absl::StatusOr<const cuda::Weight*> WeightTables::Get(absl::Span<const WeightView> views,
-                                                      cudaStream_t stream) {
-  std::vector<cuda::Weight> host(views.size());
-  const size_t bytes = host.size() * sizeof(cuda::Weight);
-  static_assert(std::has_unique_object_representations_v<cuda::Weight>);
-  for (size_t i = 0; i < views.size(); ++i) host[i] = ToWeight(views[i]);
-  Table& table = tables_[views.data()];
-  if (table.host.size() == host.size() && std::memcmp(table.host.data(), host.data(), bytes) == 0) {
-    return table.device;
-  }
-  // Steps in flight may still read the old table.
-  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(stream), "waiting for the stream"));
-  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaFree(table.device), "freeing a table of weights"));
-  table.device = nullptr;
-  table.host.clear();
-  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMalloc(reinterpret_cast<void**>(&table.device), bytes),
-                                    "memory for a table of weights"));
-  SLUICE_RETURN_IF_ERROR(
-      CudaStatus(cudaMemcpy(table.device, host.data(), bytes, cudaMemcpyHostToDevice),
-                 "copying a table of weights"));
-  table.host = std::move(host);
-  return table.device;
+bool SameView(const WeightView& a, const WeightView& b) {
+  const auto fields = [](const WeightView& v) {
+    return std::tie(v.data, v.dtype, v.rows, v.cols, v.row_stride, v.scales, v.scale_row_stride,
+                    v.scale_block, v.row_begin, v.col_begin);
+  };
+  return fields(a) == fields(b);
 }
 
 }  // namespace sluice
