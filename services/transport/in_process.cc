@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "services/transport/lease_table.h"
+#include "services/transport/page_checksum.h"
 #include "services/transport/transfer_table.h"
 
 namespace sluice::transport {
@@ -73,6 +74,7 @@ struct InProcessNetwork::Flight {
   Process* to = nullptr;
   TransferTable::Job job;
   absl::Span<std::byte> target;  // empty: it has not arrived
+  uint64_t checksum_key = 0;     // as the receiver has it
 };
 
 InProcessNetwork::InProcessNetwork(Options options) : options_(std::move(options)) {
@@ -272,6 +274,7 @@ void InProcessNetwork::Arrive(Flight flight) {
     return;
   }
   flight.target = arrival.target;
+  flight.checksum_key = arrival.checksum_key;
   bool hold = false;
   {
     const std::lock_guard lock(mutex_);
@@ -287,16 +290,21 @@ void InProcessNetwork::Arrive(Flight flight) {
 void InProcessNetwork::Finish(const Flight& flight, bool copied) {
   const TransferTable::Job& job = flight.job;
   if (!flight.target.empty()) {
-    bool corrupt = false;
+    LeaseTable::Copy copy = LeaseTable::Copy::kBroken;
     if (copied) {
       std::memcpy(flight.target.data(), job.bytes.data(), job.bytes.size());
-      const std::lock_guard lock(mutex_);
-      corrupt = corrupt_next_ > 0;
-      corrupt_next_ -= corrupt ? 1 : 0;
+      {
+        const std::lock_guard lock(mutex_);
+        if (corrupt_next_ > 0) {
+          --corrupt_next_;
+          flight.target[flight.target.size() / 2] ^= std::byte{4};
+        }
+      }
+      const bool intact =
+          PageChecksum(flight.checksum_key, job.header.tag(), flight.target) == job.header.checksum;
+      copy = intact ? LeaseTable::Copy::kIntact : LeaseTable::Copy::kDamaged;
     }
-    if (corrupt) flight.target[flight.target.size() / 2] ^= std::byte{4};
-    const Answer answer =
-        flight.to->leases_table.Finish(job.header, copied, /*verify=*/true, options_.now());
+    const Answer answer = flight.to->leases_table.Finish(job.header, copy, options_.now());
     flight.from->transfers_table.Answered(job.peer, job.header.transfer, answer);
   }
   flight.from->transfers_table.Sent(job, absl::OkStatus());

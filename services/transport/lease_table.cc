@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
-#include "services/transport/page_checksum.h"
 
 namespace sluice::transport {
 
@@ -184,7 +183,7 @@ LeaseTable::Arrival LeaseTable::Start(const PageHeader& header, size_t bytes, ab
     ++lease->in_flight;
     if (target.size() == bytes) {
       lease->seen[lease->Bit(header)] = true;
-      return {.target = target};
+      return {.target = target, .checksum_key = lease->key};
     }
     ++stats_.damaged;
     lease->ended = true;
@@ -202,18 +201,7 @@ LeaseTable::Arrival LeaseTable::Start(const PageHeader& header, size_t bytes, ab
   return {.answer = Answer::kDamaged};
 }
 
-Answer LeaseTable::Finish(const PageHeader& header, bool copied, bool verify, absl::Time now) {
-  uint64_t key = 0;
-  absl::Span<std::byte> target;
-  {
-    const std::lock_guard lock(mutex_);
-    const Lease* lease = Find(header.lease);
-    key = lease->key;
-    target = Target(*lease, header);
-  }
-  const bool matches =
-      copied && (!verify || PageChecksum(key, header.tag(), target) == header.checksum);
-
+Answer LeaseTable::Finish(const PageHeader& header, Copy copy, absl::Time now) {
   Answer answer = Answer::kTaken;
   LeaseResult result{.lease = header.lease};
   LeaseDone on_done;
@@ -223,10 +211,10 @@ Answer LeaseTable::Finish(const PageHeader& header, bool copied, bool verify, ab
     if (lease->closing || lease->ended) {
       ++stats_.dropped_unknown;
       answer = Answer::kUnknownLease;
-    } else if (!copied) {
+    } else if (copy == Copy::kBroken) {
       lease->seen[lease->Bit(header)] = false;
       answer = Answer::kBroken;
-    } else if (!matches) {
+    } else if (copy == Copy::kDamaged) {
       ++stats_.damaged;
       answer = Answer::kDamaged;
       result.status = absl::DataLossError(
@@ -234,8 +222,9 @@ Answer LeaseTable::Finish(const PageHeader& header, bool copied, bool verify, ab
                        ": the bytes that came do not have the checksum that the sender made"));
     } else {
       ++stats_.pages_received;
-      stats_.bytes_received += static_cast<int64_t>(target.size());
-      lease->bytes += static_cast<int64_t>(target.size());
+      const auto bytes = static_cast<int64_t>(Target(*lease, header).size());
+      stats_.bytes_received += bytes;
+      lease->bytes += bytes;
       if (--lease->missing == 0) answer = Answer::kComplete;
     }
     if (answer == Answer::kComplete || answer == Answer::kDamaged) {

@@ -1,8 +1,8 @@
 // The receiving side of KV transfer, without a network: which leases are open, which write may go
 // where, and when a lease is complete or fenced. Both twins put arriving pages through it:
 //
-//   Arrival arrival = table.Start(header, bytes, now);      // may this page be copied, and
-//   whereto? if (arrival.answer == kTaken) { copy; answer = table.Finish(header, copied, now); }
+//   Arrival arrival = table.Start(header, bytes, now);  // may this page be copied, and whereto?
+//   if (arrival.answer == kTaken) { copy and sum; answer = table.Finish(header, copy, now); }
 //
 // Between Start and Finish the copy is in flight and Close waits for it.
 //
@@ -40,11 +40,15 @@ class LeaseTable {
   struct Arrival {
     Answer answer = Answer::kTaken;
     absl::Span<std::byte> target;  // for kTaken
+    uint64_t checksum_key = 0;     // the same
   };
+  // What became of the bytes: not all came; all did, and what lies in the target has another
+  // checksum than the header says; all is well.
+  enum class Copy { kBroken, kDamaged, kIntact };
   // `bytes`: how many came or are to come.
   Arrival Start(const PageHeader& header, size_t bytes, absl::Time now);
-  // After Start said kTaken. `copied`: all bytes are in the target; verify: compare the checksum.
-  Answer Finish(const PageHeader& header, bool copied, bool verify, absl::Time now);
+  // After Start said kTaken.
+  Answer Finish(const PageHeader& header, Copy copy, absl::Time now);
 
   // Reports leases that were complete when opened.
   void RunReady();

@@ -21,11 +21,21 @@ uint64_t Mix(uint64_t x) {
   return z ^ (z >> 31);
 }
 
+// The sums are written once, for sums alone and for copies, which use `to`. The empty asm there
+// keeps the compiler from reading the source a second time instead of keeping what it read.
+
 // Adds the pairs from byte `begin` (a multiple of 8) on.
-void AddPairs(const WordKey& key, absl::Span<const std::byte> bytes, size_t begin, PageSums* sums) {
+template <bool kCopies>
+void AddPairs(const WordKey& key, absl::Span<const std::byte> bytes, size_t begin, std::byte* to,
+              PageSums* sums) {
   for (size_t at = begin; at < bytes.size(); at += 8) {
+    const size_t size = bytes.size() - at < 8 ? bytes.size() - at : 8;
     uint32_t words[2] = {0, 0};
-    std::memcpy(words, bytes.data() + at, bytes.size() - at < 8 ? bytes.size() - at : 8);
+    std::memcpy(words, bytes.data() + at, size);
+    if constexpr (kCopies) {
+      asm("" : "+m"(words));
+      std::memcpy(to + at, words, size);
+    }
     const uint32_t index = static_cast<uint32_t>(at / 4);
     const auto product = [&](uint32_t i) {
       return uint64_t{words[0] + KeyWord(key, i)} * uint64_t{words[1] + KeyWord(key, i + 1)};
@@ -35,9 +45,10 @@ void AddPairs(const WordKey& key, absl::Span<const std::byte> bytes, size_t begi
   }
 }
 
-PageSums SumGeneric(const WordKey& key, absl::Span<const std::byte> bytes) {
+template <bool kCopies>
+PageSums SumGeneric(const WordKey& key, absl::Span<const std::byte> bytes, std::byte* to) {
   PageSums sums;
-  AddPairs(key, bytes, 0, &sums);
+  AddPairs<kCopies>(key, bytes, 0, to, &sums);
   return sums;
 }
 
@@ -66,7 +77,8 @@ SLUICE_AVX2 inline uint64_t AddLanes4(__m256i lanes) {
   return out[0] + out[1] + out[2] + out[3];
 }
 
-SLUICE_AVX2 PageSums SumAvx2(const WordKey& key, absl::Span<const std::byte> bytes) {
+template <bool kCopies>
+SLUICE_AVX2 PageSums SumAvx2(const WordKey& key, absl::Span<const std::byte> bytes, std::byte* to) {
   const __m256i twist = _mm256_set1_epi32(static_cast<int>(key.twist));
   const __m256i step8 = _mm256_set1_epi32(static_cast<int>(8 * kStep));
   __m256i counter = _mm256_add_epi32(_mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
@@ -83,8 +95,14 @@ SLUICE_AVX2 PageSums SumAvx2(const WordKey& key, absl::Span<const std::byte> byt
     const __m256i next_low = KeyWords8(counter, twist);
     counter = _mm256_add_epi32(counter, step8);
     const __m256i next_high = KeyWords8(counter, twist);
-    const __m256i words_low = _mm256_loadu_si256(data + 2 * block);
-    const __m256i words_high = _mm256_loadu_si256(data + 2 * block + 1);
+    __m256i words_low = _mm256_loadu_si256(data + 2 * block);
+    __m256i words_high = _mm256_loadu_si256(data + 2 * block + 1);
+    if constexpr (kCopies) {
+      asm("" : "+x"(words_low), "+x"(words_high));
+      auto* const copy = reinterpret_cast<__m256i*>(to + block * kBlockBytes);
+      _mm256_storeu_si256(copy, words_low);
+      _mm256_storeu_si256(copy + 1, words_high);
+    }
     first = _mm256_add_epi64(first, Products4(words_low, low));
     first = _mm256_add_epi64(first, Products4(words_high, high));
     second = _mm256_add_epi64(second, Products4(words_low, next_low));
@@ -93,7 +111,7 @@ SLUICE_AVX2 PageSums SumAvx2(const WordKey& key, absl::Span<const std::byte> byt
     high = next_high;
   }
   PageSums sums{AddLanes4(first), AddLanes4(second)};
-  AddPairs(key, bytes, blocks * kBlockBytes, &sums);
+  AddPairs<kCopies>(key, bytes, blocks * kBlockBytes, to, &sums);
   return sums;
 }
 
@@ -115,7 +133,9 @@ SLUICE_AVX512 inline __m512i Products8(__m512i words, __m512i keys) {
   return _mm512_mul_epu32(sum, _mm512_srli_epi64(sum, 32));
 }
 
-SLUICE_AVX512 PageSums SumAvx512(const WordKey& key, absl::Span<const std::byte> bytes) {
+template <bool kCopies>
+SLUICE_AVX512 PageSums SumAvx512(const WordKey& key, absl::Span<const std::byte> bytes,
+                                 std::byte* to) {
   const __m512i twist = _mm512_set1_epi32(static_cast<int>(key.twist));
   const __m512i step16 = _mm512_set1_epi32(static_cast<int>(16 * kStep));
   __m512i counter = _mm512_add_epi32(
@@ -129,7 +149,11 @@ SLUICE_AVX512 PageSums SumAvx512(const WordKey& key, absl::Span<const std::byte>
   for (size_t block = 0; block < blocks; ++block) {
     counter = _mm512_add_epi32(counter, step16);
     const __m512i next_keys = KeyWords16(counter, twist);
-    const __m512i words = _mm512_loadu_si512(data + block * kBlockBytes);
+    __m512i words = _mm512_loadu_si512(data + block * kBlockBytes);
+    if constexpr (kCopies) {
+      asm("" : "+v"(words));
+      _mm512_storeu_si512(to + block * kBlockBytes, words);
+    }
     first = _mm512_add_epi64(first, Products8(words, keys));
     second = _mm512_add_epi64(second, Products8(words, next_keys));
     keys = next_keys;
@@ -142,12 +166,22 @@ SLUICE_AVX512 PageSums SumAvx512(const WordKey& key, absl::Span<const std::byte>
     sums.first += lanes[0][i];
     sums.second += lanes[1][i];
   }
-  AddPairs(key, bytes, blocks * kBlockBytes, &sums);
+  AddPairs<kCopies>(key, bytes, blocks * kBlockBytes, to, &sums);
   return sums;
 }
 
+using Kernel = PageSums (*)(const WordKey&, absl::Span<const std::byte>, std::byte*);
+
+template <Kernel kSum>
+PageSums SumAlone(const WordKey& key, absl::Span<const std::byte> bytes) {
+  return kSum(key, bytes, nullptr);
+}
+
 constexpr PageSumKernel kKernels[] = {
-    {"generic", SumGeneric}, {"avx2", SumAvx2}, {"avx512", SumAvx512}};
+    {"generic", SumAlone<SumGeneric<false>>, SumGeneric<true>},
+    {"avx2", SumAlone<SumAvx2<false>>, SumAvx2<true>},
+    {"avx512", SumAlone<SumAvx512<false>>, SumAvx512<true>},
+};
 
 size_t CountKernels() {
   if (!__builtin_cpu_supports("avx2")) return 1;
@@ -187,6 +221,12 @@ absl::Span<const PageSumKernel> PageSumKernels() {
 
 uint64_t PageChecksum(uint64_t key, const PageTag& tag, absl::Span<const std::byte> bytes) {
   return FinishChecksum(key, tag, bytes.size(), PageSumKernels().back().sum(WordKey(key), bytes));
+}
+
+uint64_t CopyWithChecksum(uint64_t key, const PageTag& tag, absl::Span<const std::byte> bytes,
+                          std::byte* to) {
+  return FinishChecksum(key, tag, bytes.size(),
+                        PageSumKernels().back().copy(WordKey(key), bytes, to));
 }
 
 }  // namespace sluice::transport

@@ -1,5 +1,6 @@
 #include "services/transport/page_checksum.h"
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <random>
@@ -52,6 +53,15 @@ TEST(PageChecksum, EveryInstructionSetFollowsTheDefinition) {
         const PageSums got = kernel.sum(key, absl::MakeConstSpan(bytes).subspan(begin, size));
         EXPECT_EQ(got.first, want.first);
         EXPECT_EQ(got.second, want.second);
+        // Copied to an odd address too, with nothing written before or behind.
+        Bytes copy(size + 3, std::byte{0xA5});
+        const PageSums copied =
+            kernel.copy(key, absl::MakeConstSpan(bytes).subspan(begin, size), copy.data() + 1);
+        EXPECT_EQ(copied.first, want.first);
+        EXPECT_EQ(copied.second, want.second);
+        Bytes framed(size + 3, std::byte{0xA5});
+        std::copy(part.begin(), part.end(), framed.begin() + 1);
+        EXPECT_TRUE(copy == framed);
       }
     }
   }
@@ -63,7 +73,11 @@ TEST(PageChecksum, StaysWhatItIs) {
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i);
   const uint64_t key = 0x0123456789abcdef;
   EXPECT_EQ(KeyWord(WordKey(key), 0), 0xde872976u);
-  EXPECT_EQ(PageChecksum(key, {.lease = 5, .layer = 3, .page = 9}, bytes), 0xb3c443a91d5de1d0ull);
+  const PageTag tag{.lease = 5, .layer = 3, .page = 9};
+  EXPECT_EQ(PageChecksum(key, tag, bytes), 0xb3c443a91d5de1d0ull);
+  Bytes copy(100);
+  EXPECT_EQ(CopyWithChecksum(key, tag, bytes, copy.data()), 0xb3c443a91d5de1d0ull);
+  EXPECT_EQ(copy, bytes);
 }
 
 TEST(PageChecksum, NoticesEveryChangedBit) {

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "services/transport/page_checksum.h"
 
 namespace sluice::transport {
 
@@ -66,9 +67,19 @@ absl::Status ReceiveSession::OnHello(const Hello& hello, std::string* out) {
   return absl::OkStatus();
 }
 
+bool ReceiveSession::Copy(absl::Span<const std::byte> bytes, const LeaseTable::Arrival& arrival,
+                          const PageHeader& header) const {
+  if (context_.checksums) {
+    return CopyWithChecksum(arrival.checksum_key, header.tag(), bytes, arrival.target.data()) ==
+           header.checksum;
+  }
+  std::memcpy(arrival.target.data(), bytes.data(), bytes.size());
+  return true;
+}
+
 absl::Status ReceiveSession::OnPage(const PageMessage& page, absl::string_view bytes,
                                     absl::Time now, std::string* out) {
-  const void* from = bytes.data();
+  const auto* from = reinterpret_cast<const std::byte*>(bytes.data());
   if (ring_.has_value()) {
     if (page.bytes > static_cast<uint64_t>(context_.layout.page_bytes())) {
       return absl::InvalidArgumentError(absl::StrCat("a page of ", page.bytes, " bytes; they have ",
@@ -81,8 +92,9 @@ absl::Status ReceiveSession::OnPage(const PageMessage& page, absl::string_view b
   Answer answer = arrival.answer;
   if (answer == Answer::kTaken) {
     // What is verified is the copy: the sender could still change the ring.
-    std::memcpy(arrival.target.data(), from, arrival.target.size());
-    answer = leases_.Finish(page.header, /*copied=*/true, context_.checksums, now);
+    const bool intact = Copy({from, arrival.target.size()}, arrival, page.header);
+    using Outcome = LeaseTable::Copy;
+    answer = leases_.Finish(page.header, intact ? Outcome::kIntact : Outcome::kDamaged, now);
   }
   ++consumed_;
   if (answer != Answer::kTaken) {

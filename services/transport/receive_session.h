@@ -47,6 +47,9 @@ class ReceiveSession {
  private:
   absl::Status On(const Message& message, absl::Time now, std::string* out);
   absl::Status OnHello(const Hello& hello, std::string* out);
+  // Into the leased page; false: the checksum is another than the header's.
+  bool Copy(absl::Span<const std::byte> bytes, const LeaseTable::Arrival& arrival,
+            const PageHeader& header) const;
   absl::Status OnPage(const PageMessage& page, absl::string_view bytes, absl::Time now,
                       std::string* out);
 

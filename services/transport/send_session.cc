@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "services/transport/page_checksum.h"
 
 namespace sluice::transport {
 namespace {
@@ -38,12 +39,6 @@ void SendSession::Greet(SocketLink* link) {
         link);
 }
 
-std::optional<TransferTable::Job> SendSession::TakeJob() {
-  std::optional<TransferTable::Job> job = transfers_.Take(peer_.id);
-  if (job.has_value() && context_.checksums) Seal(&*job);
-  return job;
-}
-
 absl::StatusOr<bool> SendSession::Pump(SocketLink* link) {
   SLUICE_RETURN_IF_ERROR(link->Flush());
   if (!welcome_) return false;
@@ -55,9 +50,15 @@ absl::StatusOr<bool> SendSession::PumpRing(SocketLink* link) {
   for (; pages < kPagesAtOnce && in_ring_ - consumed_ < ring_->slots(); ++pages) {
     // Before a page is taken: it would be lost with the connection.
     if (pages % kPagesPerMessage == 0) SLUICE_RETURN_IF_ERROR(link->Flush());
-    const std::optional<TransferTable::Job> job = TakeJob();
+    std::optional<TransferTable::Job> job = transfers_.Take(peer_.id);
     if (!job.has_value()) break;
-    std::memcpy(ring_->Slot(in_ring_++), job->bytes.data(), job->bytes.size());
+    std::byte* const slot = ring_->Slot(in_ring_++);
+    if (context_.checksums) {
+      job->header.checksum =
+          CopyWithChecksum(job->checksum_key, job->header.tag(), job->bytes, slot);
+    } else {
+      std::memcpy(slot, job->bytes.data(), job->bytes.size());
+    }
     Queue(PageMessage{.header = job->header, .bytes = job->bytes.size()}, link);
     transfers_.Sent(*job, absl::OkStatus());
   }
@@ -73,8 +74,9 @@ absl::StatusOr<bool> SendSession::PumpSocket(SocketLink* link) {
       Heard();
       transfers_.Sent(*std::exchange(job_, std::nullopt), absl::OkStatus());
     }
-    job_ = TakeJob();
+    job_ = transfers_.Take(peer_.id);
     if (!job_.has_value()) return i > 0;
+    if (context_.checksums) Seal(&*job_);
     Queue(PageMessage{.header = job_->header, .bytes = job_->bytes.size()}, link);
     link->QueuePage(job_->bytes);
     SLUICE_RETURN_IF_ERROR(link->Flush());

@@ -48,7 +48,6 @@ class SendSession {
  private:
   absl::StatusOr<bool> PumpRing(SocketLink* link);
   absl::StatusOr<bool> PumpSocket(SocketLink* link);
-  std::optional<TransferTable::Job> TakeJob();
   absl::Status On(const Message& message);
   void Heard() { silence_ = absl::ZeroDuration(); }
 

@@ -6,10 +6,12 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <random>
@@ -87,6 +89,23 @@ class Stranger {
     link_.Queue(bytes);
     (void)link_.Flush();  // it may have been closed by now
     return *this;
+  }
+  // The same descriptor twice, in one message.
+  void SendTwo(std::string bytes, int descriptor) {
+    iovec part = {bytes.data(), bytes.size()};
+    alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = {};
+    msghdr message = {};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    cmsghdr* const head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(2 * sizeof(int));
+    const int descriptors[] = {descriptor, descriptor};
+    std::memcpy(CMSG_DATA(head), descriptors, sizeof(descriptors));
+    EXPECT_EQ(sendmsg(link_.socket(), &message, 0), static_cast<ssize_t>(bytes.size()));
   }
   // True once the other side has closed; what it said before is in heard().
   bool IsClosed() {
@@ -380,7 +399,13 @@ TEST_P(MemoryStrangersTest, RingsThatAreNotToBeTrusted) {
     EXPECT_TRUE(stranger.IsClosed());
     ExpectRefused(1);
   }
-  // Two at once: the second is closed by the system, or the count of descriptors tells.
+  // Two in one message: the second is closed by the system, else the count of descriptors tells.
+  {
+    Stranger stranger(receiver(), true);
+    stranger.SendTwo(Bytes(hello), good.get());
+    EXPECT_TRUE(stranger.Hears(sizeof(MessageHead) + sizeof(Welcome)));
+    EXPECT_TRUE(WaitUntil([&] { return stats().connections == 1; }));
+  }
   Stranger stranger(receiver(), true);
   stranger.Send(Bytes(hello).substr(0, 1), good.get());
   stranger.Send(Bytes(hello).substr(1), good.get());
