@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/mla_decode.h"
 #include "kernels/cuda/weight_tables.h"
 #include "kernels/ops/checks.h"
 
@@ -15,17 +16,17 @@ cuda::MlaShape ToShape(const MlaDims& dims) {
   return {dims.num_heads, dims.nope_dim, dims.rope_dim, dims.v_dim, dims.kv_lora_rank};
 }
 
-absl::Status CheckFits(const MlaDims& dims) {
-  const int64_t bytes = cuda::AbsorbedSharedBytes(ToShape(dims));
+absl::Status CheckFits(const cuda::MlaShape& shape) {
+  const int64_t bytes = cuda::AbsorbedSharedBytes(shape);
   if (bytes <= kSharedBytesMax) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("kv_lora_rank ", dims.kv_lora_rank, " needs ",
-                                                 bytes, " bytes of shared memory, a block has ",
+  return absl::InvalidArgumentError(absl::StrCat("kv_lora_rank ", shape.rank, " needs ", bytes,
+                                                 " bytes of shared memory, a block has ",
                                                  kSharedBytesMax));
 }
 
 class CudaAttentionOps final : public AttentionOps {
  public:
-  explicit CudaAttentionOps(const CudaContext& context) : context_(context) {}
+  explicit CudaAttentionOps(const CudaContext& context) : context_(context), decode_(context) {}
 
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaCacheWrite(params));
@@ -48,28 +49,39 @@ class CudaAttentionOps final : public AttentionOps {
 
   absl::Status MlaAbsorbed(const MlaAbsorbedParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaAbsorbed(params));
-    SLUICE_RETURN_IF_ERROR(CheckFits(params.dims));
     cuda::AbsorbedArgs args = Args(params.dims, params.q, params.kv_b, params.cache, params.out);
     args.page_table = params.page_table.As<int32_t>();
     args.page_table_stride = params.page_table.row_stride;
     args.seq_of_token = params.seq_of_token.As<int32_t>();
     args.positions = params.positions.As<int32_t>();
     args.scale = params.scale;
-    return CudaStatus(cuda::LaunchAbsorbed(args, context_.stream), "absorbed attention");
+    return Attend(args, params.kv_b, params.cache, params.page_table.dims[1]);
   }
 
-  // The absorbed form gives the same numbers; for every geometry one kernel is enough.
+  // In absorbed form too: the same numbers.
   absl::Status MlaPrompt(const MlaPromptParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaPrompt(params));
-    SLUICE_RETURN_IF_ERROR(CheckFits(params.dims));
     cuda::AbsorbedArgs args = Args(params.dims, params.q, params.kv_b, params.cache, params.out);
     args.page_table = params.pages.As<int32_t>();
     args.first_position = params.first_position;
     args.scale = params.scale;
-    return CudaStatus(cuda::LaunchAbsorbed(args, context_.stream), "prompt attention");
+    return Attend(args, params.kv_b, params.cache, params.pages.dims[0]);
   }
 
  private:
+  absl::Status Attend(const cuda::AbsorbedArgs& args, const WeightView& kv_b,
+                      const TensorView& cache, int64_t pages_per_sequence) {
+    const MlaDecodeRequest request = {.args = args,
+                                      .kv_b = kv_b,
+                                      .cache_pages = cache.dims[0],
+                                      .pages_per_sequence = pages_per_sequence};
+    if (context_.numerics == Numerics::kFast && MlaDecode::Takes(request)) {
+      return decode_.Run(request);
+    }
+    SLUICE_RETURN_IF_ERROR(CheckFits(args.shape));
+    return CudaStatus(cuda::LaunchAbsorbed(args, context_.stream), "absorbed attention");
+  }
+
   static cuda::AbsorbedArgs Args(const MlaDims& dims, const TensorView& q, const WeightView& kv_b,
                                  const TensorView& cache, const TensorView& out) {
     cuda::AbsorbedArgs args{};
@@ -87,6 +99,7 @@ class CudaAttentionOps final : public AttentionOps {
   }
 
   const CudaContext& context_;
+  MlaDecode decode_;
 };
 
 }  // namespace

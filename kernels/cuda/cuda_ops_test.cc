@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -257,6 +258,7 @@ double RelativeError(const OwnedTensor& wanted, const OwnedTensor& got, int64_t 
 }
 
 // The tensor cores keep about 14 bits of a sum over 32 products; e4m3 keeps 4 of an activation.
+constexpr double kBf16Error = 1e-2;  // queries, probabilities and outputs are rounded to bf16
 constexpr double kTensorCoreError = 1e-3, kQuantizationError = 1e-2;
 
 TEST_F(CudaOpsTest, Fp8ProductsAreThoseOfTheQuantizedActivations) {
@@ -531,6 +533,93 @@ TEST_F(CudaOpsTest, LatentAttention) {
                         .ok());
         EXPECT_LT(Difference(prompt_out, gpu_.Down(device_prompt_out)), 5e-5);
       }
+    }
+  }
+}
+
+// In bf16 on the tensor cores: the bars of FlashMLA's own test for the difference of directions.
+TEST_F(CudaOpsTest, LatentAttentionOfV3OnTheTensorCores) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int heads;
+    std::vector<int32_t> lengths;  // so far, this token included
+  } cases[] = {{64, {1}}, {128, {64, 1, 63}}, {64, {65, 128, 129, 700}}, {128, {191, 192, 193}}};
+  for (const auto& c : cases) {
+    for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+      const MlaDims dims = {c.heads, 128, 64, 128, 512};
+      const int64_t count = static_cast<int64_t>(c.lengths.size()), pages_max = 12;
+      const int64_t num_pages = count * pages_max;
+      SCOPED_TRACE(testing::Message()
+                   << c.heads << " heads, " << count << " sequences, weights " << DTypeName(dtype));
+      OwnedTensor table = Integers({count, pages_max}, 0, 0), at = MakeI32({count}, c.lengths);
+      std::vector<int32_t> order(static_cast<size_t>(num_pages));
+      std::iota(order.begin(), order.end(), 0);
+      std::mt19937 random(Seed());
+      std::shuffle(order.begin(), order.end(), random);
+      std::copy(order.begin(), order.end(), table.data<int32_t>());
+      OwnedTensor cache(DType::kBF16, {num_pages, kPageTokens, dims.kv_dim()});
+      std::normal_distribution<float> normal;
+      for (int64_t i = 0; i < cache.size(); ++i) {
+        cache.data<uint16_t>()[i] = F32ToBf16(normal(random));
+      }
+      std::vector<int32_t> seqs(static_cast<size_t>(count));
+      for (int64_t t = 0; t < count; ++t) {
+        const int64_t seq = count - 1 - t;
+        seqs[static_cast<size_t>(t)] = static_cast<int32_t>(seq);
+        const int64_t length = at.data<int32_t>()[t]--;
+        // Behind a sequence's end its pages hold whatever they like.
+        for (int64_t p = length; p < pages_max * kPageTokens; ++p) {
+          const int64_t page = table.data<int32_t>()[seq * pages_max + p / kPageTokens];
+          uint16_t* row =
+              cache.data<uint16_t>() + (page * kPageTokens + p % kPageTokens) * dims.kv_dim();
+          std::fill_n(row, dims.kv_dim(), uint16_t{0x7fc0});  // NaN
+        }
+      }
+      const OwnedTensor seq_of_token = MakeI32({count}, seqs);
+      const OwnedTensor q = Random({count, dims.num_heads * dims.q_dim()}, 0.5f);
+      const OwnedWeight kv_b =
+          RandomWeight(dtype, dims.num_heads * (dims.nope_dim + dims.v_dim), 512, Seed(), 0.04f);
+      const OwnedTensor wanted(DType::kF32, {count, dims.num_heads * dims.v_dim});
+      const TensorView out = fast.Up(wanted);
+      ASSERT_TRUE(cpu_->attention()
+                      .MlaAbsorbed({dims, q.view(), kv_b.view, cache.view(), table.view(),
+                                    seq_of_token.view(), at.view(), 0.135f, wanted.view()},
+                                   {})
+                      .ok());
+      const TensorView device_cache = fast.Up(cache), device_table = fast.Up(table);
+      const WeightView device_kv_b = fast.Up(kv_b);
+      ASSERT_TRUE(fast.backend()
+                      .attention()
+                      .MlaAbsorbed({dims, fast.Up(q), device_kv_b, device_cache, device_table,
+                                    fast.Up(seq_of_token), fast.Up(at), 0.135f, out},
+                                   {})
+                      .ok());
+      EXPECT_LT(RelativeError(wanted, fast.Down(out), wanted.size()), kBf16Error);
+
+      const int64_t prompt = 40, first = 24;  // of the token with the most behind it
+      const int64_t longest =
+          std::max_element(c.lengths.begin(), c.lengths.end()) - c.lengths.begin();
+      if (c.lengths[static_cast<size_t>(longest)] < first + prompt) continue;
+      const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.5f);
+      const OwnedTensor prompt_wanted(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
+      const TensorView prompt_out = fast.Up(prompt_wanted);
+      const auto row = [&](const TensorView& of) {
+        const TensorView slice = of.Slice(seqs[static_cast<size_t>(longest)], 1);
+        return TensorView(slice.data, DType::kI32, {pages_max});
+      };
+      ASSERT_TRUE(cpu_->attention()
+                      .MlaPrompt({dims, prompt_q.view(), kv_b.view, cache.view(), row(table.view()),
+                                  first, 0.135f, prompt_wanted.view()},
+                                 {})
+                      .ok());
+      ASSERT_TRUE(fast.backend()
+                      .attention()
+                      .MlaPrompt({dims, fast.Up(prompt_q), device_kv_b, device_cache,
+                                  row(device_table), first, 0.135f, prompt_out},
+                                 {})
+                      .ok());
+      EXPECT_LT(RelativeError(prompt_wanted, fast.Down(prompt_out), prompt_wanted.size()),
+                kBf16Error);
     }
   }
 }

@@ -1,0 +1,158 @@
+#include "kernels/cuda/mla_decode.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status.h"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/weight_tables.h"
+
+namespace sluice {
+namespace {
+
+constexpr int kNope = 128, kRope = 64, kValue = 128, kRank = 512;
+constexpr int kHeadsOfBlock = 64;
+constexpr int kSplitsMax = 32;
+constexpr size_t kCublasWorkspace = 32 << 20;
+
+absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
+  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(what, ": cuBLAS says ", cublasGetStatusName(status)));
+}
+
+// Blocks for all SMs; a piece of less than a page is nothing.
+int Splits(int64_t groups, int64_t pages, int multiprocessors) {
+  const int64_t splits = std::min<int64_t>({multiprocessors / groups, pages, kSplitsMax});
+  return static_cast<int>(std::max<int64_t>(splits, 1));
+}
+
+}  // namespace
+
+bool MlaDecode::Takes(const MlaDecodeRequest& request) {
+  const cuda::MlaShape& shape = request.args.shape;
+  return shape.heads % kHeadsOfBlock == 0 && shape.nope == kNope && shape.rope == kRope &&
+         shape.v == kValue && shape.rank == kRank && request.args.cache_bf16;
+}
+
+absl::Status MlaDecode::Prepare() {
+  if (cublas_ != nullptr) return absl::OkStatus();
+  cublasHandle_t handle = nullptr;
+  SLUICE_RETURN_IF_ERROR(CublasStatus(cublasCreate(&handle), "starting cuBLAS"));
+  std::unique_ptr<cublasContext, DestroyCublas> cublas(handle);
+  SLUICE_ASSIGN_OR_RETURN(cublas_workspace_, AllocateCuda(kCublasWorkspace));
+  SLUICE_RETURN_IF_ERROR(CublasStatus(cublasSetStream(handle, context_.stream), "cuBLAS' stream"));
+  SLUICE_RETURN_IF_ERROR(CublasStatus(
+      cublasSetWorkspace(handle, cublas_workspace_.get(), kCublasWorkspace), "cuBLAS' memory"));
+  cublas_ = std::move(cublas);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<const void*> MlaDecode::Bf16Weights(const MlaDecodeRequest& request) {
+  const WeightView& kv_b = request.kv_b;
+  if (kv_b.dtype == DType::kBF16 && kv_b.row_stride == kRank) return kv_b.data;
+  Copy& copy = weights_[kv_b.data];
+  if (copy.memory != nullptr && SameView(copy.of, kv_b)) return copy.memory.get();
+  SLUICE_RETURN_IF_ERROR(
+      CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
+  const int64_t elements = kv_b.rows * kv_b.cols;
+  SLUICE_ASSIGN_OR_RETURN(copy.memory, AllocateCuda(static_cast<size_t>(elements) * 2));
+  SLUICE_RETURN_IF_ERROR(
+      CudaStatus(cuda::LaunchToBf16({.w = request.args.kv_b,
+                                     .element = request.args.element,
+                                     .rows = static_cast<int32_t>(kv_b.rows),
+                                     .cols = static_cast<int32_t>(kv_b.cols),
+                                     .out = static_cast<__nv_bfloat16*>(copy.memory.get())},
+                                    context_.stream),
+                 "making weights bf16"));
+  copy.of = kv_b;
+  return copy.memory.get();
+}
+
+absl::Status MlaDecode::Reserve(int64_t rows, int splits) {
+  const int64_t part_rows = splits > 1 ? rows * splits : 0;
+  if (rows <= rows_ && part_rows <= part_rows_) return absl::OkStatus();
+  SLUICE_RETURN_IF_ERROR(
+      CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
+  if (rows > rows_) {
+    const size_t count = static_cast<size_t>(rows);
+    SLUICE_ASSIGN_OR_RETURN(nope_, AllocateCuda(count * kNope * 2));
+    SLUICE_ASSIGN_OR_RETURN(queries_, AllocateCuda(count * (kRank + kRope) * 2));
+    SLUICE_ASSIGN_OR_RETURN(attended_, AllocateCuda(count * kRank * 2));
+    rows_ = rows;
+  }
+  if (part_rows > part_rows_) {
+    const size_t count = static_cast<size_t>(part_rows);
+    SLUICE_ASSIGN_OR_RETURN(part_out_, AllocateCuda(count * kRank * sizeof(float)));
+    SLUICE_ASSIGN_OR_RETURN(part_lse_, AllocateCuda(count * sizeof(float)));
+    part_rows_ = part_rows;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MlaDecode::Run(const MlaDecodeRequest& request) {
+  const cuda::AbsorbedArgs& args = request.args;
+  const int tokens = args.tokens, heads = args.shape.heads;
+  if (tokens == 0) return absl::OkStatus();
+  const int64_t rows = int64_t{tokens} * heads;
+  const int splits =
+      Splits(rows / kHeadsOfBlock, request.pages_per_sequence, context_.multiprocessors);
+  SLUICE_RETURN_IF_ERROR(Prepare());
+  SLUICE_ASSIGN_OR_RETURN(const void* weights, Bf16Weights(request));
+  SLUICE_RETURN_IF_ERROR(Reserve(rows, splits));
+  const auto* w_uk = static_cast<const __nv_bfloat16*>(weights);
+  const __nv_bfloat16* w_uv = w_uk + kNope * kRank;
+  constexpr int64_t kHeadStride = (kNope + kValue) * kRank;
+
+  SLUICE_RETURN_IF_ERROR(
+      CudaStatus(cuda::LaunchSplitQueries({.q = args.q,
+                                           .q_stride = args.q_stride,
+                                           .tokens = tokens,
+                                           .heads = heads,
+                                           .nope = static_cast<__nv_bfloat16*>(nope_.get()),
+                                           .queries = static_cast<__nv_bfloat16*>(queries_.get())},
+                                          context_.stream),
+                 "splitting queries"));
+  // Of row-major matrices, cuBLAS sees the transposes. Per head: queries[t, :512] = nope[t] W_UK.
+  const float one = 1, zero = 0;
+  SLUICE_RETURN_IF_ERROR(CublasStatus(
+      cublasGemmStridedBatchedEx(cublas_.get(), CUBLAS_OP_N, CUBLAS_OP_N, kRank, tokens, kNope,
+                                 &one, w_uk, CUDA_R_16BF, kRank, kHeadStride, nope_.get(),
+                                 CUDA_R_16BF, heads * kNope, kNope, &zero, queries_.get(),
+                                 CUDA_R_16BF, heads * (kRank + kRope), kRank + kRope, heads,
+                                 CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      "absorbing queries"));
+
+  cuda::MlaDecodeArgs decode{};
+  SLUICE_ASSIGN_OR_RETURN(decode.q, MakeByteMap(queries_.get(), rows, (kRank + kRope) * 2,
+                                                (kRank + kRope) * 2, kHeadsOfBlock));
+  SLUICE_ASSIGN_OR_RETURN(
+      decode.cache, MakeByteMap(args.cache, request.cache_pages * kPageTokens, (kRank + kRope) * 2,
+                                (kRank + kRope) * 2, kPageTokens));
+  decode.page_table = args.page_table;
+  decode.page_table_stride = args.page_table_stride;
+  decode.seq_of_token = args.seq_of_token;
+  decode.positions = args.positions;
+  decode.first_position = static_cast<int32_t>(args.first_position);
+  decode.tokens = tokens;
+  decode.heads = heads;
+  decode.scale_log2 = args.scale * static_cast<float>(M_LOG2E);
+  decode.splits = splits;
+  decode.out = static_cast<__nv_bfloat16*>(attended_.get());
+  decode.part_out = static_cast<float*>(part_out_.get());
+  decode.part_lse = static_cast<float*>(part_lse_.get());
+  SLUICE_RETURN_IF_ERROR(
+      CudaStatus(cuda::LaunchMlaDecode(decode, context_.stream), "absorbed attention"));
+
+  // Per head: out[t] = attended[t] W_UV^T.
+  return CublasStatus(
+      cublasGemmStridedBatchedEx(cublas_.get(), CUBLAS_OP_T, CUBLAS_OP_N, kValue, tokens, kRank,
+                                 &one, w_uv, CUDA_R_16BF, kRank, kHeadStride, attended_.get(),
+                                 CUDA_R_16BF, heads * kRank, kRank, &zero, args.out, CUDA_R_32F,
+                                 static_cast<int>(args.out_stride), kValue, heads,
+                                 CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      "bringing attention back");
+}
+
+}  // namespace sluice
