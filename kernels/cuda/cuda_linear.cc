@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "kernels/cuda/bf16_linear.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/fp8_linear.h"
 #include "kernels/cuda/weight_tables.h"
@@ -14,13 +15,18 @@ namespace {
 class CudaLinearOps final : public LinearOps {
  public:
   explicit CudaLinearOps(const CudaContext& context)
-      : context_(context), tables_(ToWeight), fp8_(context) {}
+      : context_(context), tables_(ToWeight), fp8_(context), bf16_(context) {}
 
   absl::Status Linear(const LinearParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckLinear(params));
-    if (params.precision == Precision::kBackend &&
-        OnFp8(params.x, {&params.w, 1}, {}, params.out)) {
-      return fp8_.Run(params.x, {&params.w, 1}, {}, {}, params.out, params.accumulate);
+    if (params.precision == Precision::kBackend) {
+      if (OnFp8(params.x, {&params.w, 1}, {}, params.out)) {
+        return fp8_.Run(params.x, {&params.w, 1}, {}, {}, params.out, params.accumulate);
+      }
+      if (context_.numerics == Numerics::kFast &&
+          Bf16Linear::Takes(params.x, params.w, params.out)) {
+        return bf16_.Run(params.x, params.w, params.out, params.accumulate);
+      }
     }
     cuda::LinearArgs args = Args(params.x, params.w, params.out);
     args.single = ToWeight(params.w);
@@ -113,6 +119,7 @@ class CudaLinearOps final : public LinearOps {
   const CudaContext& context_;
   WeightTables<cuda::Weight> tables_;
   Fp8Linear fp8_;
+  Bf16Linear bf16_;
 };
 
 }  // namespace

@@ -300,6 +300,40 @@ TEST_F(CudaOpsTest, Fp8ProductsAreThoseOfTheQuantizedActivations) {
   }
 }
 
+TEST_F(CudaOpsTest, Bf16ProductsAreThoseOfTheRoundedActivations) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int64_t m, n, k;
+    Precision precision;
+  } cases[] = {{1, 8, 8, Precision::kBackend},       {3, 576, 256, Precision::kBackend},
+               {65, 264, 1000, Precision::kBackend}, {0, 64, 64, Precision::kBackend},
+               {5, 63, 100, Precision::kBackend},  // the general kernel's: not rounded
+               {33, 64, 512, Precision::kF32}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.m << " x " << c.n << " x " << c.k);
+    const OwnedTensor x = Random({c.m, c.k});
+    OwnedTensor rounded(DType::kF32, {c.m, c.k});
+    const bool rounds = c.precision == Precision::kBackend && c.n % 8 == 0;
+    for (int64_t i = 0; i < x.size(); ++i) {
+      const float value = x.data<float>()[i];
+      rounded.data<float>()[i] = rounds ? Bf16ToF32(F32ToBf16(value)) : value;
+    }
+    const OwnedWeight w = RandomWeight(DType::kBF16, c.n, c.k, Seed(), 1.0f);
+    for (const bool accumulate : {false, true}) {
+      const OwnedTensor wanted =
+          accumulate ? Random({c.m, c.n}) : OwnedTensor(DType::kF32, {c.m, c.n});
+      const TensorView out = fast.Up(wanted);
+      ASSERT_TRUE(
+          cpu_->linear().Linear({rounded.view(), w.view, wanted.view(), accumulate}, {}).ok());
+      ASSERT_TRUE(fast.backend()
+                      .linear()
+                      .Linear({fast.Up(x), fast.Up(w), out, accumulate, c.precision}, {})
+                      .ok());
+      EXPECT_LT(Difference(wanted, fast.Down(out)), 1e-5);
+    }
+  }
+}
+
 TEST_F(CudaOpsTest, Fp8LeavesOtherShapesToTheGeneralKernel) {
   Device fast(Numerics::kFast);
   const struct {

@@ -33,7 +33,21 @@ __global__ void GatherRowsKernel(GatherRowsArgs args) {
   for (int i = threadIdx.x; i < args.n; i += kThreads) out[i] = x[i];
 }
 
+__global__ void RoundKernel(RoundArgs args) {
+  const int column = blockIdx.y * blockDim.x + threadIdx.x;
+  if (column >= args.cols) return;
+  const int64_t row = blockIdx.x;
+  args.out[row * args.cols + column] = __float2bfloat16(args.x[row * args.x_stride + column]);
+}
+
 }  // namespace
+
+cudaError_t LaunchRound(const RoundArgs& args, cudaStream_t stream) {
+  if (args.rows == 0 || args.cols == 0) return cudaSuccess;
+  const dim3 grid(args.rows, (args.cols + 255) / 256);
+  RoundKernel<<<grid, 256, 0, stream>>>(args);
+  return cudaGetLastError();
+}
 
 cudaError_t LaunchEmbed(const EmbedArgs& args, cudaStream_t stream) {
   if (args.tokens == 0) return cudaSuccess;

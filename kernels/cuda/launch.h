@@ -42,6 +42,15 @@ struct LinearArgs {
 };
 cudaError_t LaunchLinear(const LinearArgs& args, cudaStream_t stream);
 
+// x in bf16, without gaps.
+struct RoundArgs {
+  const float* x;
+  int64_t x_stride;
+  int32_t rows, cols;
+  __nv_bfloat16* out;
+};
+cudaError_t LaunchRound(const RoundArgs& args, cudaStream_t stream);
+
 // x in e4m3, one scale per row and 128 columns: |x| / 448 of the largest there.
 struct QuantizeArgs {
   const float* x;

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdint>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/weight_tables.h"
@@ -15,12 +14,6 @@ namespace {
 constexpr int kNope = 128, kRope = 64, kValue = 128, kRank = 512;
 constexpr int kHeadsOfBlock = 64;
 constexpr int kSplitsMax = 32;
-constexpr size_t kCublasWorkspace = 32 << 20;
-
-absl::Status CublasStatus(cublasStatus_t status, absl::string_view what) {
-  if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": cuBLAS says ", cublasGetStatusName(status)));
-}
 
 // Blocks for all SMs; a piece of less than a page is nothing.
 int Splits(int64_t groups, int64_t pages, int multiprocessors) {
@@ -34,19 +27,6 @@ bool MlaDecode::Takes(const MlaDecodeRequest& request) {
   const cuda::MlaShape& shape = request.args.shape;
   return shape.heads % kHeadsOfBlock == 0 && shape.nope == kNope && shape.rope == kRope &&
          shape.v == kValue && shape.rank == kRank && request.args.cache_bf16;
-}
-
-absl::Status MlaDecode::Prepare() {
-  if (cublas_ != nullptr) return absl::OkStatus();
-  cublasHandle_t handle = nullptr;
-  SLUICE_RETURN_IF_ERROR(CublasStatus(cublasCreate(&handle), "starting cuBLAS"));
-  std::unique_ptr<cublasContext, DestroyCublas> cublas(handle);
-  SLUICE_ASSIGN_OR_RETURN(cublas_workspace_, AllocateCuda(kCublasWorkspace));
-  SLUICE_RETURN_IF_ERROR(CublasStatus(cublasSetStream(handle, context_.stream), "cuBLAS' stream"));
-  SLUICE_RETURN_IF_ERROR(CublasStatus(
-      cublasSetWorkspace(handle, cublas_workspace_.get(), kCublasWorkspace), "cuBLAS' memory"));
-  cublas_ = std::move(cublas);
-  return absl::OkStatus();
 }
 
 absl::StatusOr<const void*> MlaDecode::Bf16Weights(const MlaDecodeRequest& request) {
@@ -98,7 +78,6 @@ absl::Status MlaDecode::Run(const MlaDecodeRequest& request) {
   const int64_t rows = int64_t{tokens} * heads;
   const int splits =
       Splits(rows / kHeadsOfBlock, request.pages_per_sequence, context_.multiprocessors);
-  SLUICE_RETURN_IF_ERROR(Prepare());
   SLUICE_ASSIGN_OR_RETURN(const void* weights, Bf16Weights(request));
   SLUICE_RETURN_IF_ERROR(Reserve(rows, splits));
   const auto* w_uk = static_cast<const __nv_bfloat16*>(weights);
@@ -114,15 +93,13 @@ absl::Status MlaDecode::Run(const MlaDecodeRequest& request) {
                                            .queries = static_cast<__nv_bfloat16*>(queries_.get())},
                                           context_.stream),
                  "splitting queries"));
-  // Of row-major matrices, cuBLAS sees the transposes. Per head: queries[t, :512] = nope[t] W_UK.
-  const float one = 1, zero = 0;
-  SLUICE_RETURN_IF_ERROR(CublasStatus(
-      cublasGemmStridedBatchedEx(cublas_.get(), CUBLAS_OP_N, CUBLAS_OP_N, kRank, tokens, kNope,
-                                 &one, w_uk, CUDA_R_16BF, kRank, kHeadStride, nope_.get(),
-                                 CUDA_R_16BF, heads * kNope, kNope, &zero, queries_.get(),
-                                 CUDA_R_16BF, heads * (kRank + kRope), kRank + kRope, heads,
-                                 CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-      "absorbing queries"));
+  // Per head: queries[:512] = nope W_UK.
+  constexpr int kQuery = kRank + kRope;
+  SLUICE_RETURN_IF_ERROR(cublas_.Multiply(
+      "absorbing queries", tokens, kRank, kNope,
+      {.data = nope_.get(), .row_stride = heads * kNope, .stride = kNope},
+      {.data = w_uk, .row_stride = kRank, .stride = kHeadStride}, /*b_transposed=*/false,
+      {.data = queries_.get(), .row_stride = heads * kQuery, .stride = kQuery}, heads));
 
   cuda::MlaDecodeArgs decode{};
   SLUICE_ASSIGN_OR_RETURN(decode.q, MakeByteMap(queries_.get(), rows, (kRank + kRope) * 2,
@@ -145,14 +122,13 @@ absl::Status MlaDecode::Run(const MlaDecodeRequest& request) {
   SLUICE_RETURN_IF_ERROR(
       CudaStatus(cuda::LaunchMlaDecode(decode, context_.stream), "absorbed attention"));
 
-  // Per head: out[t] = attended[t] W_UV^T.
-  return CublasStatus(
-      cublasGemmStridedBatchedEx(cublas_.get(), CUBLAS_OP_T, CUBLAS_OP_N, kValue, tokens, kRank,
-                                 &one, w_uv, CUDA_R_16BF, kRank, kHeadStride, attended_.get(),
-                                 CUDA_R_16BF, heads * kRank, kRank, &zero, args.out, CUDA_R_32F,
-                                 static_cast<int>(args.out_stride), kValue, heads,
-                                 CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-      "bringing attention back");
+  // Per head: out = attended W_UV^T.
+  return cublas_.Multiply(
+      "bringing attention back", tokens, kValue, kRank,
+      {.data = attended_.get(), .row_stride = heads * kRank, .stride = kRank},
+      {.data = w_uv, .row_stride = kRank, .stride = kHeadStride}, /*b_transposed=*/true,
+      {.data = args.out, .type = CUDA_R_32F, .row_stride = args.out_stride, .stride = kValue},
+      heads);
 }
 
 }  // namespace sluice

@@ -2,12 +2,10 @@
 // the space of the latents (W_UK), attend there (mla_decode.cu), and come back (W_UV).
 #pragma once
 
-#include <cublas_v2.h>
-
-#include <memory>
 #include <unordered_map>
 
 #include "absl/status/status.h"
+#include "kernels/cuda/cublas.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/ops/attention.h"
@@ -24,7 +22,7 @@ struct MlaDecodeRequest {
 
 class MlaDecode {
  public:
-  explicit MlaDecode(const CudaContext& context) : context_(context) {}
+  explicit MlaDecode(const CudaContext& context) : context_(context), cublas_(context) {}
 
   // 64 heads or a multiple, 128 + 64 columns of q, values of 128, latents of 512; a cache in bf16.
   static bool Takes(const MlaDecodeRequest& request);
@@ -34,22 +32,17 @@ class MlaDecode {
   absl::Status Run(const MlaDecodeRequest& request);
 
  private:
-  struct DestroyCublas {
-    void operator()(cublasHandle_t handle) const { cublasDestroy(handle); }
-  };
   struct Copy {
     WeightView of;
     CudaMemory memory;
   };
 
-  absl::Status Prepare();
   // kv_b in bf16, [heads * 256, 512] without gaps.
   absl::StatusOr<const void*> Bf16Weights(const MlaDecodeRequest& request);
   absl::Status Reserve(int64_t rows, int splits);
 
   const CudaContext& context_;
-  std::unique_ptr<cublasContext, DestroyCublas> cublas_;
-  CudaMemory cublas_workspace_;
+  Cublas cublas_;
   std::unordered_map<const void*, Copy> weights_;  // by kv_b's data
   CudaMemory nope_, queries_, attended_;           // bf16 [rows, 128], [rows, 576], [rows, 512]
   CudaMemory part_out_, part_lse_;
