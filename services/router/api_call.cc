@@ -79,7 +79,9 @@ void ApiCall::OnPrepared(Prepared prepared) {
 void ApiCall::OnDelta(const ChoiceDelta& delta) {
   if (sink_ == nullptr) return;
   if (delta.end.has_value()) edge_->metrics->OnAnswer(delta.end->length);
-  sink_->OnDelta(delta, generation_->usage());
+  if (!generation_->prepared().request.continuous_usage) return sink_->OnDelta(delta, nullptr);
+  const ApiUsage usage = generation_->usage();
+  sink_->OnDelta(delta, &usage);
 }
 
 void ApiCall::OnDone(const Timings& timings) {

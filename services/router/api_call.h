@@ -51,7 +51,8 @@ class ApiCallSink {
   // It runs: what was asked for, and what was ignored.
   virtual void OnStarted(const PreparedRequest& prepared,
                          const std::vector<std::string>& ignored) = 0;
-  virtual void OnDelta(const ChoiceDelta& delta, const ApiUsage& usage) = 0;
+  // `usage` so far, when the request asks for it with each delta; else null.
+  virtual void OnDelta(const ChoiceDelta& delta, const ApiUsage* usage) = 0;
   virtual void OnDone(const ApiUsage& usage, const Timings& timings) = 0;
   // Also before OnStarted.
   virtual void OnError(const absl::Status& status) = 0;

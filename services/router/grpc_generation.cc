@@ -53,7 +53,7 @@ void GenerationReactor::OnStarted(const PreparedRequest& prepared,
   context_->AddInitialMetadata("x-request-id", prepared.request.request_id);
 }
 
-void GenerationReactor::OnDelta(const ChoiceDelta& delta, const ApiUsage&) {
+void GenerationReactor::OnDelta(const ChoiceDelta& delta, const ApiUsage*) {
   v1::GenerateChunk chunk = ToProto(delta);
   if (delta.end.has_value() && --num_open_ == 0) {
     last_ = std::move(chunk);

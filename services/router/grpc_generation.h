@@ -27,7 +27,7 @@ class GenerationReactor final : public grpc::ServerWriteReactor<v1::GenerateChun
   void OnDone() override;
 
   void OnStarted(const PreparedRequest& prepared, const std::vector<std::string>& ignored) override;
-  void OnDelta(const ChoiceDelta& delta, const ApiUsage& usage) override;
+  void OnDelta(const ChoiceDelta& delta, const ApiUsage* usage) override;
   void OnDone(const ApiUsage& usage, const Timings& timings) override;
   void OnError(const absl::Status& status) override;
 

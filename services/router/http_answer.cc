@@ -87,7 +87,7 @@ void HttpAnswer::BeginStream() {
   reply_->BeginStream(headers_);
 }
 
-void HttpAnswer::OnDelta(const ChoiceDelta& delta, const ApiUsage& usage) {
+void HttpAnswer::OnDelta(const ChoiceDelta& delta, const ApiUsage* usage) {
   if (!writer_.has_value()) return MergeDelta(delta, &choices_[delta.index]);
   // Only now: until there is a token, an error has a status of its own.
   BeginStream();
@@ -96,7 +96,7 @@ void HttpAnswer::OnDelta(const ChoiceDelta& delta, const ApiUsage& usage) {
     begun_[delta.index] = true;
     writer_->Begin(delta.index, EchoOf(delta.index), &events);
   }
-  writer_->Delta(delta, prepared_->request.continuous_usage ? &usage : nullptr, &events);
+  writer_->Delta(delta, usage, &events);
   reply_->Write(events);
 }
 

@@ -22,7 +22,7 @@ class HttpAnswer final : public HttpWork, public ApiCallSink {
   void Start(Caller caller, int64_t bytes, ApiCall::Parse parse);
 
   void OnStarted(const PreparedRequest& prepared, const std::vector<std::string>& ignored) override;
-  void OnDelta(const ChoiceDelta& delta, const ApiUsage& usage) override;
+  void OnDelta(const ChoiceDelta& delta, const ApiUsage* usage) override;
   void OnDone(const ApiUsage& usage, const Timings& timings) override;
   void OnError(const absl::Status& status) override;
 

@@ -33,13 +33,14 @@ PreparationPool::~PreparationPool() {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
-  changed_.notify_all();
+  small_.changed.notify_all();
+  large_.changed.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
 absl::Status PreparationPool::Run(int64_t bytes, std::function<void()> work) {
   const std::lock_guard lock(mutex_);
-  const int64_t waiting = static_cast<int64_t>(small_.size() + large_.size());
+  const int64_t waiting = static_cast<int64_t>(small_.items.size() + large_.items.size());
   if (waiting >= options_.waiting_max || waiting_bytes_ + bytes > options_.waiting_bytes_max) {
     return WithRetryAfter(
         absl::ResourceExhaustedError(absl::StrCat(
@@ -48,22 +49,23 @@ absl::Status PreparationPool::Run(int64_t bytes, std::function<void()> work) {
         absl::Seconds(1));
   }
   waiting_bytes_ += bytes;
-  (bytes >= options_.large_bytes ? large_ : small_).push_back({bytes, std::move(work)});
-  changed_.notify_all();
+  Queue& queue = bytes >= options_.large_bytes ? large_ : small_;
+  queue.items.push_back({bytes, std::move(work)});
+  queue.changed.notify_one();
   return absl::OkStatus();
 }
 
 void PreparationPool::RunThread(bool large) {
   if (large) setpriority(PRIO_PROCESS, 0, kNice);
+  Queue& queue = large ? large_ : small_;
   while (true) {
     Item item;
     {
       std::unique_lock lock(mutex_);
-      std::deque<Item>& queue = large ? large_ : small_;
-      changed_.wait(lock, [&] { return stopping_ || !queue.empty(); });
+      queue.changed.wait(lock, [&] { return stopping_ || !queue.items.empty(); });
       if (stopping_) return;
-      item = std::move(queue.front());
-      queue.pop_front();
+      item = std::move(queue.items.front());
+      queue.items.pop_front();
       waiting_bytes_ -= item.bytes;
     }
     item.work();

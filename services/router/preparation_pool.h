@@ -43,14 +43,19 @@ class PreparationPool {
     std::function<void()> work;
   };
 
+  // Of one kind of work, for its threads alone.
+  struct Queue {
+    std::deque<Item> items;
+    std::condition_variable changed;
+  };
+
   void RunThread(bool large);
 
   const PreparationPoolOptions options_;
   // std::mutex and not absl::Mutex: the packaged Abseil is not built for the thread sanitizer.
   std::mutex mutex_;  // guards all below but threads_
-  std::condition_variable changed_;
-  std::deque<Item> small_;
-  std::deque<Item> large_;
+  Queue small_;
+  Queue large_;
   int64_t waiting_bytes_ = 0;
   bool stopping_ = false;
   std::vector<std::thread> threads_;
