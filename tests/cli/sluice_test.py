@@ -126,6 +126,10 @@ class GenerateTest(unittest.TestCase):
                               "--prompt-token-ids", "1,2,3", "--max-tokens", "3", "--ignore-eos")
         self.assertEqual(len(reply["token_ids"]), 3)
         self.assertIsNone(reply["text"])
+        # Without a tokenizer there is no text: the ids, as --prompt-token-ids takes them.
+        done = sluice("generate", "--model", "tests/golden/configs/v2_softmax", "--load-format", "dummy",
+                      "--prompt-token-ids", "1,2,3", "--max-tokens", "3", "--ignore-eos")
+        self.assertEqual(done.stdout, ",".join(map(str, reply["token_ids"])) + "\n")
 
     def test_an_interrupt_ends_at_once(self):
         child = subprocess.Popen(
@@ -211,6 +215,9 @@ class EvalTest(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         report = json.loads(done.stdout)
         self.assertEqual(report["total"], 20)
+        # 14 tasks: one or two of each.
+        self.assertEqual({task["total"] for task in report["tasks"].values()}, {1, 2})
+        self.assertEqual(len(report["tasks"]), 14)
         self.assertEqual(report["right"], sum(task["right"] for task in report["tasks"].values()))
         self.assertGreaterEqual(report["accuracy"], 0.9)
         self.assertEqual(len(report["failures"]), report["total"] - report["right"])

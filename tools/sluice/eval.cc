@@ -161,7 +161,8 @@ absl::Status Eval(const EvalOptions& options) {
   const std::string path = options.data.empty()
                                ? (std::filesystem::path(options.model.dir) / "eval.jsonl").string()
                                : options.data;
-  SLUICE_ASSIGN_OR_RETURN(const std::vector<Problem> problems, ReadProblems(path, options.limit));
+  SLUICE_ASSIGN_OR_RETURN(std::vector<Problem> problems, ReadProblems(path));
+  if (options.limit > 0) problems = Spread(std::move(problems), static_cast<size_t>(options.limit));
   Tally tally(problems.size());
   const auto start = std::chrono::steady_clock::now();
   SLUICE_RETURN_IF_ERROR(options.endpoint.empty() ? EvalHere(options, problems, &tally)
@@ -201,7 +202,7 @@ Command AddEvalCommand(CLI::App* parent) {
   command->add_option("--batch", options->batch, "problems in work at the same time")
       ->check(CLI::Range(1, 1024))
       ->option_text("N [16; with --endpoint 64]");
-  command->add_option("--limit", options->limit, "only the first N problems; 0: all")
+  command->add_option("--limit", options->limit, "only N problems, spread over the tasks; 0: all")
       ->check(CLI::Range(0, 1 << 30))
       ->option_text("N [0]");
   command->add_option("--max-tokens", options->max_tokens, "a longer reply counts as wrong")

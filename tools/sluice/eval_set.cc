@@ -2,8 +2,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <random>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -41,7 +43,7 @@ absl::StatusOr<Problem> ParseProblem(const std::string& line) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<Problem>> ReadProblems(const std::string& path, int64_t limit) {
+absl::StatusOr<std::vector<Problem>> ReadProblems(const std::string& path) {
   std::ifstream file(path);
   if (!file) {
     return absl::NotFoundError(
@@ -52,7 +54,6 @@ absl::StatusOr<std::vector<Problem>> ReadProblems(const std::string& path, int64
   std::vector<Problem> problems;
   std::string line;
   for (int64_t number = 1; std::getline(file, line); ++number) {
-    if (limit > 0 && static_cast<int64_t>(problems.size()) == limit) break;
     if (absl::StripAsciiWhitespace(line).empty()) continue;
     absl::StatusOr<Problem> problem = ParseProblem(line);
     if (!problem.ok()) {
@@ -63,6 +64,33 @@ absl::StatusOr<std::vector<Problem>> ReadProblems(const std::string& path, int64
   }
   if (problems.empty()) return absl::InvalidArgumentError(absl::StrCat(path, " has no problems"));
   return problems;
+}
+
+std::vector<Problem> Spread(std::vector<Problem> problems, size_t limit) {
+  if (problems.size() <= limit) return problems;
+  std::mt19937_64 random(1);
+  // Own and not std::shuffle: the same draw with every standard library.
+  const auto shuffle = [&](auto& items) {
+    for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[random() % i]);
+  };
+  std::map<std::string, std::vector<size_t>> by_task;
+  for (size_t i = 0; i < problems.size(); ++i) by_task[problems[i].task].push_back(i);
+  std::vector<std::vector<size_t>> tasks;
+  for (auto& [_, indices] : by_task) {
+    shuffle(indices);
+    tasks.push_back(std::move(indices));
+  }
+  shuffle(tasks);  // so that those with one more are not always the first
+  std::vector<size_t> chosen;
+  for (size_t round = 0; chosen.size() < limit; ++round) {
+    for (const std::vector<size_t>& indices : tasks) {
+      if (round < indices.size() && chosen.size() < limit) chosen.push_back(indices[round]);
+    }
+  }
+  std::sort(chosen.begin(), chosen.end());
+  std::vector<Problem> spread;
+  for (const size_t i : chosen) spread.push_back(std::move(problems[i]));
+  return spread;
 }
 
 void Tally::Add(const Problem& problem, const std::string& content, bool stopped,

@@ -1,6 +1,7 @@
 // Problems of an evaluation set, and how many of them were answered right.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -18,8 +19,12 @@ struct Problem {
   std::vector<model::ChatMessage> messages;
 };
 
-// One JSON object a line: {"id", "task", "messages", "answer"}; the first `limit` of them, 0: all.
-absl::StatusOr<std::vector<Problem>> ReadProblems(const std::string& path, int64_t limit);
+// One JSON object a line: {"id", "task", "messages", "answer"}.
+absl::StatusOr<std::vector<Problem>> ReadProblems(const std::string& path);
+
+// `limit` of them, as many of each task as of any other, or one more; drawn at random with a fixed
+// seed, so always the same ones; in the order in which they stand. All, when there are no more.
+std::vector<Problem> Spread(std::vector<Problem> problems, size_t limit);
 
 // One thread at a time.
 class Tally {

@@ -160,6 +160,12 @@ struct Generated {
   double first_token_s = 0, total_s = 0;
 };
 
+// As --prompt-token-ids takes them.
+void PrintId(int32_t id, bool first) {
+  std::printf(first ? "%d" : ",%d", id);
+  std::fflush(stdout);
+}
+
 absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& model,
                                      const Prompt& prompt, const engine::SamplingParams& sampling,
                                      const GenerateOptions& options) {
@@ -179,7 +185,8 @@ absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& 
   engine::Generator generator(engine);
   SLUICE_RETURN_IF_ERROR(
       generator.Add({.id = 1, .prompt = prompt.ids, .output = {}, .sampling = sampling}));
-  if (!options.json) printer.emplace(prompt.in_thinking);
+  const bool as_ids = !options.json && model.tokenizer == nullptr;
+  if (!options.json && !as_ids) printer.emplace(prompt.in_thinking);
   std::vector<engine::TokenEvent> events;
   while (!generator.idle()) {
     events.clear();
@@ -187,6 +194,7 @@ absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& 
     for (const engine::TokenEvent& event : events) {
       if (event.finish == engine::FinishReason::kDamaged) return DamagedLogits(options.model.dir);
       if (generated.tokens.empty()) generated.first_token_s = SecondsSince(start);
+      if (as_ids) PrintId(event.token.token_id, /*first=*/generated.tokens.empty());
       generated.tokens.push_back(event.token);
       const bool is_stop_token = event.finish == engine::FinishReason::kStop;
       if (!is_stop_token) take(reply.Feed(event.token.token_id));
@@ -201,6 +209,7 @@ absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& 
   take(reply.Finish());
   generated.total_s = SecondsSince(start);
   if (printer.has_value()) printer->Finish();
+  if (as_ids) std::puts("");
   return generated;
 }
 
