@@ -71,10 +71,19 @@ function(sluice_library)
   endif()
 endfunction()
 
+# The commit, for --version: looked up in every build, linked into programs alone, so that a commit
+# makes nothing else out of date.
+add_custom_target(sluice_write_build_commit
+  COMMAND ${CMAKE_COMMAND} -DSOURCE_DIR=${PROJECT_SOURCE_DIR} -DOUT=${PROJECT_BINARY_DIR}/build_commit.cc
+          -P ${CMAKE_CURRENT_LIST_DIR}/WriteBuildCommit.cmake
+  BYPRODUCTS ${PROJECT_BINARY_DIR}/build_commit.cc)
+add_library(sluice_build_commit OBJECT ${PROJECT_BINARY_DIR}/build_commit.cc)
+add_dependencies(sluice_build_commit sluice_write_build_commit)
+
 function(sluice_program)
   _sluice_parse(${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
-  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS})
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} sluice_build_commit)
   add_dependencies(sluice_programs ${ARG_NAME})
 endfunction()
 

@@ -3,6 +3,7 @@
 #include "kernels/base/status.h"
 #include "services/balancer/balancer_service.h"
 #include "services/base/clock.h"
+#include "services/base/exit_deadline.h"
 #include "services/base/log.h"
 #include "services/base/metrics.h"
 #include "services/base/program.h"
@@ -12,7 +13,7 @@
 namespace sluice::balancer {
 namespace {
 
-absl::Status Run(const Program& program, ShutdownSignal* shutdown) {
+absl::Status Run(const Program& program, ShutdownSignal* shutdown, ExitDeadline* exit_deadline) {
   const RealClock clock;
   Metrics metrics({.model = program.config.model.name,
                    .role = program.process.role,
@@ -39,6 +40,7 @@ absl::Status Run(const Program& program, ShutdownSignal* shutdown) {
   LogInfo("ready", {{"grpc", program.process.grpc->ToString()},
                     {"metrics", program.process.metrics->ToString()}});
   while (!shutdown->WaitFor(absl::Seconds(1))) service.UpdateMetrics();
+  exit_deadline->Start(kStopMax);
   LogInfo("draining");
   server->SetReady(false);
   server->Shutdown(absl::ZeroDuration());  // workers attach again to the next one
@@ -50,7 +52,9 @@ absl::Status Run(const Program& program, ShutdownSignal* shutdown) {
 
 int main(int argc, char** argv) {
   sluice::ShutdownSignal shutdown;
+  sluice::ExitDeadline exit_deadline;
   const auto program = sluice::StartProgram(argc, argv, {"balancer"});
   if (!program.ok()) return sluice::ExitWith(program.status());
-  return sluice::ExitWith(sluice::balancer::Run(*program, &shutdown));
+  return sluice::ExitWith(WithExitCode(sluice::balancer::Run(*program, &shutdown, &exit_deadline),
+                                       sluice::kExitPreflight));
 }

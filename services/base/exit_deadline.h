@@ -9,6 +9,9 @@
 
 namespace sluice {
 
+// For everything that a process does after its drain; `sluice up` kills it a second later.
+inline constexpr absl::Duration kStopMax = absl::Seconds(4);
+
 // Lives longer than whatever might hang. When the time given to Start has passed before it is
 // destroyed, it logs that, writes the log out, and ends the process with status 1, without any
 // destructor.

@@ -5,10 +5,13 @@
 #include <cstdlib>
 #include <string>
 
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/base/status.h"
+#include "services/base/edit_distance.h"
 #include "services/base/open_files.h"
 #include "services/base/version.h"
 
@@ -28,15 +31,17 @@ void PrintUsage(absl::string_view program, std::initializer_list<absl::string_vi
       "  --instance NAME  which process of the file this is, such as ", *roles.begin(),
       "-1; default: the first one\n", "  --version        what this is\n",
       "  --help           this text\n\n",
-      "SIGTERM and Ctrl-C drain; a second one ends at once. Exit status 0, or not 0 with a "
-      "reason.\n");
+      "SIGTERM and Ctrl-C drain; a second one ends at once. Exit status 0 stopped as asked, 1 "
+      "failed "
+      "while it ran,\n2 usage or cluster file, 3 a port or a device is not there, 4 the model "
+      "cannot be loaded; with a reason on stderr.\n");
   std::fputs(text.c_str(), stdout);
 }
 
-}  // namespace
+constexpr char kExitCodeUrl[] = "sluice.exit_code";
 
-absl::StatusOr<Program> StartProgram(int argc, char** argv,
-                                     std::initializer_list<absl::string_view> roles) {
+absl::StatusOr<Program> ReadProgram(int argc, char** argv,
+                                    std::initializer_list<absl::string_view> roles) {
   const absl::string_view name = BaseName(argc > 0 ? argv[0] : "");
   std::string path, instance;
   for (int i = 1; i < argc; ++i) {
@@ -46,12 +51,16 @@ absl::StatusOr<Program> StartProgram(int argc, char** argv,
       std::exit(0);
     }
     if (argument == "--version") {
-      std::printf("%s\n", std::string(SoftwareVersion()).c_str());
+      std::printf("%s\n", BuildVersion().c_str());
       std::exit(0);
     }
     if (argument != "--config" && argument != "--instance") {
+      const std::string near =
+          NearestWord(argument, {"--config", "--instance", "--version", "--help"});
       return absl::InvalidArgumentError(
-          absl::StrCat("unknown argument '", argument, "'; see ", name, " --help"));
+          absl::StrCat("unknown argument '", argument, "'",
+                       near.empty() ? "" : absl::StrCat("; did you mean '", near, "'?"), "; see ",
+                       name, " --help"));
     }
     if (i + 1 == argc) {
       return absl::InvalidArgumentError(
@@ -94,10 +103,30 @@ absl::StatusOr<Program> StartProgram(int argc, char** argv,
   return program;
 }
 
+}  // namespace
+
+absl::StatusOr<Program> StartProgram(int argc, char** argv,
+                                     std::initializer_list<absl::string_view> roles) {
+  absl::StatusOr<Program> program = ReadProgram(argc, argv, roles);
+  if (!program.ok()) return WithExitCode(program.status(), kExitUsage);
+  return program;
+}
+
+absl::Status WithExitCode(absl::Status status, ExitCode code) {
+  if (!status.ok() && !status.GetPayload(kExitCodeUrl).has_value()) {
+    status.SetPayload(kExitCodeUrl, absl::Cord(absl::StrCat(code)));
+  }
+  return status;
+}
+
 int ExitWith(const absl::Status& status) {
   if (!status.ok()) LogError("ends", {{"reason", status.message()}});
   StopLogging();
-  return status.ok() ? 0 : 1;
+  if (status.ok()) return kExitDone;
+  const auto payload = status.GetPayload(kExitCodeUrl);
+  int code = kExitRuntime;
+  if (payload.has_value() && !absl::SimpleAtoi(std::string(*payload), &code)) return kExitRuntime;
+  return code;
 }
 
 }  // namespace sluice

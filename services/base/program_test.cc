@@ -55,15 +55,27 @@ TEST_F(ProgramTest, SaysWhatIsWrongWithItsArguments) {
   } cases[] = {
       {{}, "--config FILE is needed; see sluice-prefill --help"},
       {{"--config"}, "--config needs a value"},
-      {{"--cfg", "x"}, "unknown argument '--cfg'"},
+      {{"--cfg", "x"}, "unknown argument '--cfg'; see"},
+      {{"--confg", "x"}, "unknown argument '--confg'; did you mean '--config'?"},
       {{"--config", "/nowhere.yaml"}, "/nowhere.yaml"},
       {{"--config", path_, "--instance", "prefill-3"}, "has no 'prefill-3'"},
       {{"--config", path_, "--instance", "decode-1"},
        "'decode-1' has the role decode; sluice-prefill runs prefill"},
   };
   for (const auto& c : cases) {
-    EXPECT_THAT(std::string(Start(c.arguments).status().message()), HasSubstr(c.wanted));
+    const absl::Status status = Start(c.arguments).status();
+    EXPECT_THAT(std::string(status.message()), HasSubstr(c.wanted));
+    EXPECT_EQ(ExitWith(status), kExitUsage) << c.wanted;
   }
+}
+
+TEST(ExitWithTest, TheFirstCodeCounts) {
+  EXPECT_EQ(ExitWith(absl::OkStatus()), 0);
+  EXPECT_EQ(ExitWith(WithExitCode(absl::OkStatus(), kExitModel)), 0);
+  EXPECT_EQ(ExitWith(absl::InternalError("x")), 1);
+  const absl::Status model = WithExitCode(absl::InternalError("x"), kExitModel);
+  EXPECT_EQ(ExitWith(model), 4);
+  EXPECT_EQ(ExitWith(WithExitCode(model, kExitPreflight)), 4);
 }
 
 }  // namespace

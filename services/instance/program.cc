@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
-#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -33,19 +32,9 @@
 namespace sluice::instance {
 namespace {
 
-enum ExitCode { kRuntime = 1, kUsage = 2, kPreflight = 3, kModel = 4 };
-
 // For what has been said already when a stream is closed.
 constexpr absl::Duration kFlush = absl::Seconds(2);
-// For everything after the drain; `sluice up` kills a second later.
-constexpr absl::Duration kStopMax = absl::Seconds(4);
 constexpr int64_t kKvBytesDefault = int64_t{1} << 30;
-
-// A failure, and how the process is to end for it.
-struct Failure {
-  ExitCode code;
-  absl::Status status;
-};
 
 v1::Role ToRole(absl::string_view role) {
   if (role == "prefill") return v1::ROLE_PREFILL;
@@ -106,18 +95,17 @@ class App {
   App& operator=(const App&) = delete;
 
   // Until SIGTERM, or a failure.
-  std::optional<Failure> Run() {
-    if (absl::Status status = StartServers(); !status.ok()) return Failure{kPreflight, status};
+  absl::Status Run() {
+    SLUICE_RETURN_IF_ERROR(WithExitCode(StartServers(), kExitPreflight));
     shutdown_->OnRequested([this] { OnShutdown(); });
     const absl::Time started = clock_.Now();
-    if (absl::Status status = Load(); !status.ok()) return Failure{kModel, status};
+    SLUICE_RETURN_IF_ERROR(WithExitCode(Load(), kExitModel));
     metrics_.Gauge("sluice_startup_seconds", "From the start to ready", {{"stage", "load"}})
         .Set(absl::ToDoubleSeconds(clock_.Now() - started));
-    if (absl::Status status = Serve(); !status.ok()) return Failure{kPreflight, status};
+    SLUICE_RETURN_IF_ERROR(WithExitCode(Serve(), kExitPreflight));
     const absl::Status status = WaitUntilDone();
     Stop();
-    if (!status.ok()) return Failure{kRuntime, status};
-    return std::nullopt;
+    return status;
   }
 
  private:
@@ -287,19 +275,16 @@ class App {
 int RunProgram(int argc, char** argv, std::initializer_list<absl::string_view> roles) {
   ShutdownSignal shutdown;
   const absl::StatusOr<Program> program = StartProgram(argc, argv, roles);
-  if (!program.ok()) {
-    ExitWith(program.status());
-    return kUsage;
-  }
+  if (!program.ok()) return ExitWith(program.status());
   if (absl::Status status = CheckDialled(program->config); !status.ok()) {
-    ExitWith(status);
-    return kUsage;
+    return ExitWith(WithExitCode(status, kExitUsage));
   }
-  App app(*program, &shutdown);
-  const std::optional<Failure> failure = app.Run();
-  if (!failure.has_value()) return ExitWith(absl::OkStatus());
-  ExitWith(failure->status);
-  return failure->code;
+  absl::Status status;
+  {
+    App app(*program, &shutdown);
+    status = app.Run();
+  }
+  return ExitWith(status);
 }
 
 }  // namespace sluice::instance

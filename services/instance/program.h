@@ -3,9 +3,7 @@
 // Health and admin verbs are there from the start, ready once the model is loaded and the loop
 // runs. SIGTERM drains; while the model is still being loaded it ends the process at once. What
 // hangs then, such as a step that never ends, ends the process with 1 some seconds after the drain.
-//
-// Exit status: 0 stopped as asked; 1 failed at run time; 2 usage or cluster file; 3 what it needs
-// of the machine is not there (ports, KV transport, threads); 4 the model cannot be loaded.
+// The exit status is an ExitCode of services/base/program.h.
 #pragma once
 
 #include <initializer_list>

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "services/base/clock.h"
+#include "services/base/exit_deadline.h"
 #include "services/base/log.h"
 #include "services/base/program.h"
 #include "services/base/shutdown.h"
@@ -11,7 +12,7 @@
 namespace sluice::router {
 namespace {
 
-absl::Status Run(const Program& program, ShutdownSignal* shutdown) {
+absl::Status Run(const Program& program, ShutdownSignal* shutdown, ExitDeadline* exit_deadline) {
   const RealClock clock;
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<RouterApp> app,
                           RouterApp::Start(program.config, program.process, &clock,
@@ -25,6 +26,7 @@ absl::Status Run(const Program& program, ShutdownSignal* shutdown) {
            {"attach", ports.attach},
            {"admin", ports.admin}});
   shutdown->Wait();
+  exit_deadline->Start(program.config.timeouts.drain + kStopMax);
   LogInfo("draining");
   app->Drain(program.config.timeouts.drain);
   return absl::OkStatus();
@@ -35,7 +37,8 @@ absl::Status Run(const Program& program, ShutdownSignal* shutdown) {
 
 int main(int argc, char** argv) {
   sluice::ShutdownSignal shutdown;
+  sluice::ExitDeadline exit_deadline;
   const auto program = sluice::StartProgram(argc, argv, {"router"});
   if (!program.ok()) return sluice::ExitWith(program.status());
-  return sluice::ExitWith(sluice::router::Run(*program, &shutdown));
+  return sluice::ExitWith(sluice::router::Run(*program, &shutdown, &exit_deadline));
 }

@@ -18,6 +18,7 @@
 #include "kernels/base/status.h"
 #include "services/base/log.h"
 #include "services/base/metrics.h"
+#include "services/base/program.h"
 #include "services/base/version.h"
 #include "services/router/api_call.h"
 #include "services/router/api_keys.h"
@@ -291,11 +292,12 @@ absl::StatusOr<std::unique_ptr<RouterApp>> RouterApp::Start(const ClusterConfig&
                                                             const ProcessConfig& process,
                                                             const Clock* clock,
                                                             std::function<void()> drain) {
-  SLUICE_ASSIGN_OR_RETURN(ApiKeys keys, ApiKeys::Create(config.router.api_keys));
-  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<const ServedModel> model,
-                          LoadServedModel(ModelOptions(config)));
-  auto impl = std::make_unique<Impl>(config, process, clock, std::move(model), std::move(keys));
-  SLUICE_RETURN_IF_ERROR(impl->Start(std::move(drain)));
+  absl::StatusOr<ApiKeys> keys = ApiKeys::Create(config.router.api_keys);
+  if (!keys.ok()) return WithExitCode(keys.status(), kExitUsage);
+  auto model = LoadServedModel(ModelOptions(config));
+  if (!model.ok()) return WithExitCode(model.status(), kExitModel);
+  auto impl = std::make_unique<Impl>(config, process, clock, *std::move(model), *std::move(keys));
+  SLUICE_RETURN_IF_ERROR(WithExitCode(impl->Start(std::move(drain)), kExitPreflight));
   return absl::WrapUnique(new RouterApp(std::move(impl)));
 }
 

@@ -20,7 +20,8 @@ struct RouterPorts {
 class RouterApp {
  public:
   // Loads the tokenizer and listens everywhere; it serves from then on. `drain` is called when an
-  // operator asks for it, on some thread, and must not block. The clock outlives the app.
+  // operator asks for it, on some thread, and must not block. The clock outlives the app. Errors
+  // have an ExitCode (services/base/program.h).
   static absl::StatusOr<std::unique_ptr<RouterApp>> Start(const ClusterConfig& config,
                                                           const ProcessConfig& process,
                                                           const Clock* clock,

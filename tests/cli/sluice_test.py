@@ -142,9 +142,9 @@ class GenerateTest(unittest.TestCase):
 
 
 class FailureTest(unittest.TestCase):
-    def check(self, message, *args):
+    def check(self, message, *args, code=1):
         done = sluice(*args)
-        self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
         self.assertEqual(done.stdout, "")
         self.assertIn(message, done.stderr)
 
@@ -159,12 +159,35 @@ class FailureTest(unittest.TestCase):
         self.check("token id 1024", *run, "--prompt-token-ids", "1,1024", "--json")
         self.check("temperature is -1", *run, "--prompt", "x", "--temperature", "-1")
         self.check("top_p is 0", *run, "--prompt", "x", "--top-p", "0")
-        self.check("--logprobs", *run, "--prompt", "x", "--logprobs", "21")
-        self.check("--max-tokens", *run, "--prompt", "x", "--max-tokens", "0")
+        self.check("--logprobs", *run, "--prompt", "x", "--logprobs", "21", code=2)
+        self.check("--max-tokens", *run, "--prompt", "x", "--max-tokens", "0", code=2)
         self.check("context limit is 2048", *run, "--prompt", "7 " * 3000)
-        self.check("--numerics", *run, "--prompt", "x", "--numerics", "wild")
-        self.check("unknown-flag", *run, "--unknown-flag")
-        self.check("subcommand", "nonsense")
+        self.check("--numerics", *run, "--prompt", "x", "--numerics", "wild", code=2)
+
+    def test_a_wrong_command_line_is_one_line_and_2(self):
+        def says(message, *args):
+            self.check(message, *args, code=2)
+            self.assertEqual(sluice(*args).stderr.count("\n"), 1, args)
+
+        run = ["generate", "--model", MODEL]
+        says("a command is needed; see sluice --help")
+        says("no command 'nonsense'; there are up, chat", "nonsense")
+        says("no command 'generat'; did you mean 'generate'?", "generat", "--model", MODEL)
+        says("no option '--verison'; did you mean '--version'?", "--verison")
+        says("generate: no option '--promt'; did you mean '--prompt'?; see sluice generate --help", *run, "--promt", "x")
+        says("generate: no option '--unknown-flag'; see", *run, "--unknown-flag")
+        says("generate: --model is required", "generate")
+        says("extra", *run, "--prompt", "x", "extra")
+
+    def test_every_program_names_its_version_and_commit(self):
+        folder = os.path.dirname(os.path.abspath(SLUICE))
+        versions = set()
+        for name in ("sluice", "sluice-router", "sluice-prefill", "sluice-decode", "sluice-balancer"):
+            done = subprocess.run([os.path.join(folder, name), "--version"], capture_output=True, text=True, timeout=60)
+            self.assertEqual(done.returncode, 0, name)
+            self.assertRegex(done.stdout, r"\Asluice \d+\.\d+\.\d+ \(commit ([0-9a-f]{12}(-dirty)?|unknown)\)\n\Z", name)
+            versions.add(done.stdout)
+        self.assertEqual(len(versions), 1)
 
     def test_output_that_is_lost_is_a_failure(self):
         for args in (["generate", "--model", MODEL, "--prompt", "x", "--max-tokens", "2", "--json"],

@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -228,6 +229,38 @@ class LogTest(unittest.TestCase):
         weights = [line for line in lines if line["msg"] == "loading weights"]
         self.assertEqual({line["instance"] for line in weights if line["percent"] == 100}, {"prefill-1", "decode-1"})
         self.assertEqual([line for line in lines if line["msg"] == "printed"], [])
+
+
+class ExitStatusTest(unittest.TestCase):
+    """Of routers and balancers; services/instance/program_test.py has those of the others."""
+
+    def status_of(self, program, config, *more):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "cluster.yaml"
+            path.write_text(json.dumps(config))
+            run = subprocess.run([f"{BIN}/sluice-{program}", "--config", path, *more], stdin=subprocess.DEVNULL,
+                                 capture_output=True, text=True, timeout=60)
+        self.assertNotEqual(run.stderr, "")
+        return run.returncode
+
+    def test_the_status_says_what_is_wrong(self):
+        free = "127.0.0.1:0"
+        good = {"model": {"dir": str(pathlib.Path(MODEL).resolve())}, "mixed": {"count": 1},
+                "router": {"http": free, "grpc": free, "attach": free, "admin": free},
+                "balancer": {"grpc": free, "metrics": free}}
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            taken = f"127.0.0.1:{other.getsockname()[1]}"
+            for program, port in (("router", "http"), ("router", "attach"), ("balancer", "grpc")):
+                with self.subTest(program=program, port=port):
+                    self.assertEqual(self.status_of(program, good | {program: good[program] | {port: taken}}), 3)
+        for program in ("router", "balancer"):
+            with self.subTest(program):
+                self.assertEqual(self.status_of(program, good | {"moddel": {}}), 2)
+                self.assertEqual(self.status_of(program, good, "--instance", "mixed-1"), 2)
+                self.assertEqual(self.status_of(program, good, "--nonsense"), 2)
+        self.assertEqual(self.status_of("router", good | {"model": {"dir": "/nowhere"}}), 4)
 
 
 class HurtTest(unittest.TestCase):

@@ -1,6 +1,5 @@
 // sluice: run a cluster and talk to it; ask a model, measure its answers, look into a checkpoint.
 
-#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -14,13 +13,17 @@
 #include "CLI/Config.hpp"
 #include "CLI/Formatter.hpp"
 #include "absl/status/status.h"
+#include "services/base/program.h"
+#include "services/base/version.h"
 #include "tools/sluice/commands.h"
+#include "tools/sluice/usage.h"
 
 namespace {
 
 constexpr char kAbout[] =
     "Serves, asks and inspects DeepSeek-V3-class language models.\n"
-    "Answers go to stdout; progress, logs and errors to stderr. Exit status 0, or 1 with a reason.";
+    "Answers go to stdout; progress, logs and errors to stderr. Exit status 0, or with a reason 1\n"
+    "(it failed) or 2 (the command line).";
 
 // Runs the command to its exit status. Output that did not reach stdout is a failure too.
 int Run(const sluice::cli::Command& command) {
@@ -39,7 +42,7 @@ int Run(const sluice::cli::Command& command) {
 }
 
 // CLI11 2.1 takes the next argument for the value of "--flag=": so "--flag=value" becomes two
-// arguments. What follows "--" is not ours. In reverse order, as CLI::App::parse wants them.
+// arguments. What follows "--" is not ours.
 std::vector<std::string> Arguments(int argc, char** argv) {
   std::vector<std::string> arguments;
   bool ours = true;
@@ -54,7 +57,6 @@ std::vector<std::string> Arguments(int argc, char** argv) {
       arguments.push_back(argument);
     }
   }
-  std::reverse(arguments.begin(), arguments.end());
   return arguments;
 }
 
@@ -63,6 +65,7 @@ std::vector<std::string> Arguments(int argc, char** argv) {
 int main(int argc, char** argv) {
   CLI::App app(kAbout, "sluice");
   app.require_subcommand(1);
+  app.set_version_flag("--version", sluice::BuildVersion());
   std::vector<std::pair<CLI::App*, sluice::cli::Command>> commands;
   for (auto* add : {&sluice::cli::AddUpCommand, &sluice::cli::AddChatCommand,
                     &sluice::cli::AddTopCommand, &sluice::cli::AddGenerateCommand,
@@ -70,10 +73,13 @@ int main(int argc, char** argv) {
     sluice::cli::Command command = (*add)(&app);
     commands.emplace_back(app.get_subcommands(nullptr).back(), std::move(command));
   }
+  const std::vector<std::string> arguments = Arguments(argc, argv);
   try {
-    app.parse(Arguments(argc, argv));
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));  // as it wants them
   } catch (const CLI::ParseError& error) {
-    return app.exit(error, std::cout, std::cerr) == 0 ? 0 : 1;
+    if (error.get_exit_code() == 0) return app.exit(error, std::cout, std::cerr);  // --help
+    std::fprintf(stderr, "sluice: %s\n", sluice::cli::UsageError(&app, arguments, error).c_str());
+    return sluice::kExitUsage;
   }
   for (const auto& [subcommand, run] : commands) {
     if (subcommand->parsed()) return Run(run);
