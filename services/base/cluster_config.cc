@@ -130,6 +130,7 @@ void Describe(ConfigVisitor& v, LoggingSection& s) {
 void Describe(ConfigVisitor& v, TimeoutsSection& s) {
   v.Duration("heartbeat", &s.heartbeat, absl::Milliseconds(10), absl::Milliseconds(400));
   v.Duration("drain", &s.drain, absl::ZeroDuration(), kDay);
+  v.Duration("kv", &s.kv, absl::Seconds(1), kDay);
   v.Duration("start", &s.start, absl::Seconds(1), kDay);
 }
 

@@ -99,6 +99,9 @@ struct TimeoutsSection {
   absl::Duration heartbeat = absl::Milliseconds(250);
   // 0..24h; what is not done by then is handed over or ended.
   absl::Duration drain = absl::Seconds(30);
+  // 1s..24h; how long a decode keeps pages for KV, from the moment it promised them: a prefill's
+  // queue and the whole computation of the prompt are in it.
+  absl::Duration kv = absl::Minutes(10);
   absl::Duration start = absl::Minutes(10);  // 1s..24h; `sluice up` gives up when not ready by then
 };
 

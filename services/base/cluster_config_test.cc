@@ -60,7 +60,7 @@ decode: {count: 3, kv_memory: 2GiB, admin: 127.0.0.1:0, metrics: 127.0.0.1:0, kv
 mixed: {count: 1}
 balancer: {enabled: false, window: 30s}
 logging: {level: debug, format: json}
-timeouts: {heartbeat: 100ms, drain: 0, start: 20s}
+timeouts: {heartbeat: 100ms, drain: 0, kv: 90s, start: 20s}
 )";
   const auto config = ParseClusterConfig(text, "x.yaml");
   ASSERT_TRUE(config.ok()) << config.status();
@@ -106,6 +106,7 @@ timeouts: {heartbeat: 100ms, drain: 0, start: 20s}
   EXPECT_EQ(config->logging.format, LogFormat::kJson);
   EXPECT_EQ(config->timeouts.heartbeat, absl::Milliseconds(100));
   EXPECT_EQ(config->timeouts.drain, absl::ZeroDuration());
+  EXPECT_EQ(config->timeouts.kv, absl::Seconds(90));
   EXPECT_EQ(config->timeouts.start, absl::Seconds(20));
 
   // What is written reads as the same.
@@ -187,6 +188,7 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
       // What does not fit together.
       {"mixed: {kv_pages: 1, kv_memory: 1GiB}", "mixed.kv_memory: stands beside kv_pages"},
       {"mixed: {slots: 9, step_tokens: 8}", "mixed.step_tokens: is 8, fewer than the 9 slots"},
+      {"timeouts: {kv: 0}", "timeouts.kv: is '0'; wanted a duration like"},
       {"timeouts: {heartbeat: 600ms}", "timeouts.heartbeat: is '600ms'"},
       {"router: {admin: 127.0.0.1:8000}",
        "admin of router-1 and http of router-1 both have 127.0.0.1:8000"},

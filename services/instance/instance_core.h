@@ -44,9 +44,11 @@ struct CoreOptions {
   engine::SchedulerOptions scheduler;
   int64_t layers = 0;        // of KV
   uint64_t random_seed = 0;  // for checksum keys
-  // A decode leg whose KV is not complete so long after the lease ends, and so does a push.
-  absl::Duration kv_timeout = absl::Minutes(2);
-  // A prefill leg that has no lease so long after it was admitted ends.
+  // A decode leg whose KV is not complete so long after the lease ends, and so does a push. The
+  // computation of the prompt is in it, so the cluster file has it.
+  absl::Duration kv_timeout = absl::Minutes(10);
+  // A prefill leg that has no lease so long after it was admitted ends. A decode answers at once,
+  // whatever its load, so nobody needs another value.
   absl::Duration lease_timeout = absl::Seconds(10);
   // Draining: what has not ended by itself in this time is handed back.
   absl::Duration drain_grace = absl::Seconds(30);

@@ -191,6 +191,7 @@ class App {
     instance_ = std::make_unique<Instance>(
         InstanceOptions{.core = {.role = hello_.role(),
                                  .random_seed = std::random_device{}(),
+                                 .kv_timeout = timeouts.kv,
                                  .drain_grace = timeouts.drain},
                         .waiting_requests_max = section_.waiting_requests_max,
                         .heartbeat = timeouts.heartbeat},

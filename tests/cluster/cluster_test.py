@@ -31,6 +31,15 @@ def wait_for(condition, timeout=10):
         time.sleep(0.02)
 
 
+def make_long_model(folder):
+    """The tiny model's geometry and tokenizer with room for 65,536 tokens; without weights."""
+    for file in pathlib.Path(MODEL).iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder)
+    config = json.loads((pathlib.Path(MODEL) / "config.json").read_text()) | {"max_position_embeddings": 65536}
+    (pathlib.Path(folder) / "config.json").write_text(json.dumps(config))
+
+
 def text_of(events):
     return "".join(choice.get("text") or "" for event in events for choice in event["choices"])
 
@@ -394,11 +403,7 @@ class HurtTest(unittest.TestCase):
     def test_a_step_that_does_not_end_does_not_keep_a_process(self):
         # One prompt of 60,000 tokens in one step, by one thread: minutes.
         with tempfile.TemporaryDirectory() as model:
-            for file in pathlib.Path(MODEL).iterdir():
-                if file.suffix != ".safetensors":
-                    shutil.copy(file, model)
-            config = json.loads((pathlib.Path(MODEL) / "config.json").read_text()) | {"max_position_embeddings": 65536}
-            (pathlib.Path(model) / "config.json").write_text(json.dumps(config))
+            make_long_model(model)
             sections = {"model": {"dir": model, "load_format": "dummy"}, "timeouts": {"drain": "1s"},
                         "router": {"request_timeout": "6s"}, "mixed": {"step_tokens": 65536, "kv_pages": 1024}}
             with Cluster(BIN, prefill=0, decode=0, mixed=1, sections=sections) as cluster:
@@ -416,6 +421,17 @@ class HurtTest(unittest.TestCase):
                 client.join()
                 self.assertEqual(status, [504])
                 cluster.killed.add("mixed-1")
+
+    def test_kv_that_does_not_come_in_time_is_a_failed_attempt(self):
+        with tempfile.TemporaryDirectory() as model:
+            make_long_model(model)
+            sections = {"model": {"dir": model, "load_format": "dummy"}, "timeouts": {"kv": "1s", "drain": "0s"},
+                        "prefill": {"kv_pages": 1024}, "decode": {"kv_pages": 1024}}
+            with Cluster(BIN, sections=sections) as cluster:
+                # Half a minute of computing, in small steps.
+                status, _, text = cluster.request("POST", "/v1/completions", {"prompt": [7] * 30000, "max_tokens": 2})
+                self.assertEqual(status, 503, text)
+                self.assertIn("kv_failed", text)
 
     def test_a_mixed_instance_is_a_cluster(self):
         with Cluster(BIN, prefill=0, decode=0, mixed=1) as cluster:
