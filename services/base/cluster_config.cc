@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/base/device_name.h"
 #include "kernels/base/status.h"
 #include "services/base/mapped_file.h"
 
@@ -92,6 +93,10 @@ void Describe(ConfigVisitor& v, RouterSection& s, const std::string& path) {
 
 void Describe(ConfigVisitor& v, InstanceSection& s) {
   v.Int("count", &s.count, 0, 4096);
+  v.Text("device", &s.device);
+  if (const auto device = ParseDeviceName(s.device); !device.ok()) {
+    v.Problem("device", std::string(device.status().message()));
+  }
   v.Int("threads", &s.threads, 0, 1024);
   v.Int("slots", &s.slots, 1, 65536);
   v.Int("step_tokens", &s.step_tokens, 1, 1 << 20);

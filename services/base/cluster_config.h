@@ -69,10 +69,11 @@ struct RouterSection {
 
 // Prefill, decode or mixed instances, all alike.
 struct InstanceSection {
-  int count = 0;          // 0..4096; named prefill-1, prefill-2, ...
-  int threads = 0;        // 0..1024; 0: one per core
-  int slots = 16;         // 1..65536; requests in one step
-  int step_tokens = 512;  // 1..1048576, and no fewer than slots; tokens in one step
+  int count = 0;               // 0..4096; named prefill-1, prefill-2, ...
+  std::string device = "cpu";  // cpu, cuda, cuda:N
+  int threads = 0;             // 0..1024; 0: one per core
+  int slots = 16;              // 1..65536; requests in one step
+  int step_tokens = 512;       // 1..1048576, and no fewer than slots; tokens in one step
   // One of the two; without either 1 GiB of memory.
   std::optional<uint64_t> kv_pages;   // 1..2^40; of 64 tokens
   std::optional<uint64_t> kv_memory;  // bytes; 1 MiB or more

@@ -55,7 +55,7 @@ router:
   api_keys:
     - {name: team-a, sha256: 2CF24DBA5FB0A30E26E83B2AC5B9E29E1B161E5C1FA7425E73043362938B9824}
   tls: {certificate: tls/cert.pem, key: /keys/key.pem, client_ca: ../ca.pem}
-prefill: {count: 2, threads: 4, slots: 8, step_tokens: 1024, kv_pages: 512, waiting_requests_max: 9}
+prefill: {count: 2, device: "cuda:1", threads: 4, slots: 8, step_tokens: 1024, kv_pages: 512, waiting_requests_max: 9}
 decode: {count: 3, kv_memory: 2GiB, admin: 127.0.0.1:0, metrics: 127.0.0.1:0, kv_host: 10.0.0.9}
 mixed: {count: 1}
 balancer: {enabled: false, window: 30s}
@@ -70,6 +70,8 @@ timeouts: {heartbeat: 100ms, drain: 0, kv: 90s, start: 20s}
   EXPECT_EQ(config->model.load_format, "dummy");
   EXPECT_EQ(config->model.dummy_seed, 7u);
   EXPECT_EQ(config->model.chat_template, "r1");
+  EXPECT_EQ(config->prefill.device, "cuda:1");
+  EXPECT_EQ(config->mixed.device, "cpu");
   EXPECT_EQ(config->router.count, 2);
   EXPECT_EQ(config->router.http, (Address{"0.0.0.0", 80}));
   EXPECT_EQ(config->router.grpc, (Address{"::1", 5000}));
@@ -188,6 +190,7 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
       // What does not fit together.
       {"mixed: {kv_pages: 1, kv_memory: 1GiB}", "mixed.kv_memory: stands beside kv_pages"},
       {"mixed: {slots: 9, step_tokens: 8}", "mixed.step_tokens: is 8, fewer than the 9 slots"},
+      {"mixed: {count: 1, device: gpu}", "mixed.device: is 'gpu', wanted cpu, cuda or cuda:N"},
       {"timeouts: {kv: 0}", "timeouts.kv: is '0'; wanted a duration like"},
       {"timeouts: {heartbeat: 600ms}", "timeouts.heartbeat: is '600ms'"},
       {"router: {admin: 127.0.0.1:8000}",

@@ -21,7 +21,8 @@ namespace {
 class DisaggregatedTest : public testing::Test {
  protected:
   DisaggregatedTest() {
-    auto model = LoadModel({.dir = "deploy/models/sluice-tiny", .threads = 1}, {});
+    const ModelSource source{.dir = "deploy/models/sluice-tiny", .threads = 1};
+    auto model = LoadModel(source, *MakeBackendOf(source), {});
     EXPECT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
   }

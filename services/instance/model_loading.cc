@@ -7,13 +7,16 @@
 
 namespace sluice::instance {
 
-absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ProgressOut& progress) {
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackendOf(const ModelSource& source) {
+  return MakeBackend({.device = source.device,
+                      .threads = source.threads,
+                      .numerics = source.exact() ? Numerics::kExact : Numerics::kFast});
+}
+
+absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr<Backend> backend,
+                                      const ProgressOut& progress) {
   LoadedModel loaded;
-  SLUICE_ASSIGN_OR_RETURN(
-      loaded.backend,
-      MakeBackend({.device = source.device,
-                   .threads = source.threads,
-                   .numerics = source.exact() ? Numerics::kExact : Numerics::kFast}));
+  loaded.backend = std::move(backend);
   SLUICE_ASSIGN_OR_RETURN(loaded.config, model::LoadModelConfig(source.dir));
   SLUICE_ASSIGN_OR_RETURN(
       model::ModelWeights weights,

@@ -33,7 +33,11 @@ struct LoadedModel {
   engine::EngineOptions engine_options;  // numerics filled in; sizes are the program's
 };
 
-absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ProgressOut& progress);
+// The device that `source` names.
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackendOf(const ModelSource& source);
+// The rest of it, for that device.
+absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr<Backend> backend,
+                                      const ProgressOut& progress);
 
 // Bytes of KV of one token, all layers.
 int64_t KvBytesPerToken(const model::ModelConfig& config, DType kv_dtype);

@@ -155,11 +155,16 @@ class App {
     const ModelSection& model = program_.config.model;
     const ModelSource source{.dir = model.dir,
                              .numerics = model.numerics,
+                             .device = section_.device,
                              .threads = section_.threads,
                              .load_format = model.load_format,
                              .dummy_seed = model.dummy_seed};
     LogInfo("loading", {{"model", model.dir}});
-    SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source, {.tell = LogProgress}));
+    auto backend = MakeBackendOf(source);
+    if (!backend.ok()) return WithExitCode(backend.status(), kExitPreflight);
+    SLUICE_RETURN_IF_ERROR(
+        WithExitCode(CheckDevice(ToRole(program_.process.role), **backend), kExitUsage));
+    SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source, *std::move(backend), {.tell = LogProgress}));
     SLUICE_RETURN_IF_ERROR(SizeEngine(section_, model_.config, &model_.engine_options));
     SLUICE_ASSIGN_OR_RETURN(
         engine_, engine::Engine::Create(model_.config, model_.weights, model_.backend.get(),

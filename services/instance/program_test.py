@@ -90,6 +90,17 @@ class ProgramTest(unittest.TestCase):
                 self.assertIn(f"{key}: is 127.0.0.1:0", self.log())
                 setattr(self, name, real)
 
+    def test_a_device_that_there_is_no_name_for_is_2(self):
+        path = pathlib.Path(self.write_cluster())
+        path.write_text(path.read_text().replace("threads: 1", "threads: 1, device: gpu"))
+        self.assertEqual(self.run_to_end("--config", str(path), "--instance", "decode-1"), 2)
+        self.assertIn("decode.device: is 'gpu', wanted cpu, cuda or cuda:N", self.log())
+
+    def test_a_device_that_is_not_there_is_3(self):
+        path = pathlib.Path(self.write_cluster(role="mixed"))
+        path.write_text(path.read_text().replace("threads: 1", "threads: 1, device: cuda:99"))
+        self.assertEqual(self.run_to_end("--config", str(path), "--instance", "mixed-1"), 3)
+
     def test_a_taken_port_is_3(self):
         with socket.socket() as other:
             other.bind(("127.0.0.1", self.admin))

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <system_error>
+#include <utility>
 
 #include "CLI/Config.hpp"
 #include "CLI/Formatter.hpp"
@@ -50,8 +51,9 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
   if (tokenizer_file.type() != std::filesystem::file_type::not_found) {
     SLUICE_ASSIGN_OR_RETURN(loaded.tokenizer, model::Tokenizer::Load(options.dir));
   }
+  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, instance::MakeBackendOf(options));
   SLUICE_ASSIGN_OR_RETURN(static_cast<instance::LoadedModel&>(loaded),
-                          instance::LoadModel(options, {.file = stderr}));
+                          instance::LoadModel(options, std::move(backend), {.file = stderr}));
   std::fprintf(stderr, "%s\n", loaded.backend->Describe().c_str());
   return loaded;
 }
