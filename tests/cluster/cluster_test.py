@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.error
 
 from cluster import MODEL, Cluster, make_certificate
 
@@ -38,6 +39,23 @@ def make_long_model(folder):
             shutil.copy(file, folder)
     config = json.loads((pathlib.Path(MODEL) / "config.json").read_text()) | {"max_position_embeddings": 65536}
     (pathlib.Path(folder) / "config.json").write_text(json.dumps(config))
+
+
+def who_decodes(cluster):
+    """The name of one of two decodes; the other may be starting."""
+    busy = []
+
+    def one_is_busy():  # the metric is a little late
+        for name in ("decode-1", "decode-2"):
+            try:
+                if (cluster.metric("sluice_decode_running_requests", name) or 0) > 0:
+                    busy.append(name)
+            except urllib.error.URLError:
+                pass
+        return busy
+
+    wait_for(one_is_busy)
+    return busy[0]
 
 
 def text_of(events):
@@ -388,8 +406,7 @@ class HurtTest(unittest.TestCase):
                 events.append(event)
                 # More often than a request out of pages may be handed back.
                 if len(events) in (100, 400, 700, 1000):
-                    name = next(name for name in ("decode-1", "decode-2")
-                                if cluster.metric("sluice_decode_running_requests", name) > 0)
+                    name = who_decodes(cluster)
                     cluster.terminate(name)
                     cluster.start(name)
                     wait_for(lambda: cluster.metric("sluice_router_endpoints", state="ready") == 3)
