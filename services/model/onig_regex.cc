@@ -3,6 +3,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -18,6 +19,10 @@ constexpr absl::string_view kSpaceClass =
 
 constexpr size_t kJitStackBytesMin = 32 * 1024;
 constexpr size_t kJitStackBytesMax = 4 * 1024 * 1024;
+// Of steps that one match may take. A long run of blanks takes some for each of them; what takes
+// more than that is a pattern that runs wild.
+constexpr size_t kMatchLimit = 10'000'000;
+constexpr size_t kMatchesPerByte = 8;
 
 bool IsAsciiLetterOrDigit(char c) {
   return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
@@ -128,12 +133,22 @@ class Matcher {
 
   // The first match in `text` from `from` on: its begin and end in ovector(), or PCRE2's error.
   int Match(const pcre2_code* code, absl::string_view text, size_t from) {
-    return pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
-                       PCRE2_NO_UTF_CHECK, data_, context_);
+    const int found = Match(code, text, from, PCRE2_NO_UTF_CHECK);
+    // A match as long as millions of characters takes more stack than compiled patterns have. The
+    // interpreter goes back through it on the heap.
+    if (found != PCRE2_ERROR_JIT_STACKLIMIT) return found;
+    return Match(code, text, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT);
   }
   const PCRE2_SIZE* ovector() const { return pcre2_get_ovector_pointer(data_); }
 
  private:
+  int Match(const pcre2_code* code, absl::string_view text, size_t from, uint32_t options) {
+    pcre2_set_match_limit(context_, static_cast<uint32_t>(std::min<size_t>(
+                                        kMatchLimit + kMatchesPerByte * text.size(), UINT32_MAX)));
+    return pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from, options,
+                       data_, context_);
+  }
+
   Matcher()
       : data_(pcre2_match_data_create(1, nullptr)),
         context_(pcre2_match_context_create(nullptr)),

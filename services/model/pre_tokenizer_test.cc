@@ -121,6 +121,21 @@ TEST(PreTokenizer, RefusesWhatPcre2WouldReadDifferently) {
   }
 }
 
+TEST(PreTokenizer, OnePieceMayBeAsLongAsAWholeBody) {
+  const auto splitter = PreTokenizer::Create(
+      {PreTokenizer::Regex{std::string(kDeepSeekPatterns[2])}}, /*use_fast_path=*/false);
+  ASSERT_TRUE(splitter.ok()) << splitter.status();
+  for (const char* unit : {" ", "\u00a0", "\n", "a", "\u00e9", "!"}) {
+    std::string text;
+    while (text.size() < (*unit == ' ' ? 12'000'000u : 1'000'000u)) text += unit;
+    size_t bytes = 0;
+    const absl::Status status =
+        splitter->Split(text, [&](absl::string_view piece) { bytes += piece.size(); });
+    EXPECT_TRUE(status.ok()) << status << " '" << unit << "'";
+    EXPECT_EQ(bytes, text.size());
+  }
+}
+
 TEST(PreTokenizer, APatternThatGivesUpIsAnError) {
   const PreTokenizer pre_tokenizer = Make({PreTokenizer::Regex{"(?:a+)+$"}});
   const absl::Status status =
