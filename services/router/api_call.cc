@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "services/base/log.h"
 #include "services/router/api_error.h"
@@ -66,6 +67,14 @@ void ApiCall::OnPrepared(Prepared prepared) {
   if (prepared.status.ok() && !IsRequestId(id)) {
     prepared.status = FieldError(
         "request_id", "request_id may only hold printable ASCII characters, and no blanks");
+  }
+  const int64_t answers =
+      static_cast<int64_t>(prepared.request.prompts.size()) * prepared.request.request.n;
+  if (prepared.status.ok() && answers > edge_->answers_max) {
+    prepared.status = FieldError(
+        "n", absl::StrCat("n is ", prepared.request.request.n, " for ",
+                          prepared.request.prompts.size(), " prompts: ", answers,
+                          " answers, and this server holds at most ", edge_->answers_max));
   }
   if (!prepared.status.ok()) return OnError(prepared.status);
   const absl::Time deadline = std::min(caller_.deadline, start_ + edge_->request_timeout);

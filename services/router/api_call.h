@@ -28,6 +28,7 @@ struct Edge {
   RouterMetrics* metrics = nullptr;
   std::function<void(std::function<void()>)> post;  // runs it on the loop; from any thread
   absl::Duration request_timeout = absl::InfiniteDuration();
+  int64_t answers_max = INT64_MAX;  // that the backend could ever hold at once
   absl::BitGen random;
   int64_t calls_running = 0;
 };

@@ -23,6 +23,7 @@
 namespace sluice::router {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using Json = nlohmann::json;
@@ -318,6 +319,69 @@ TEST_F(HttpApiTest, CancelsWhenTheClientGoes) {
   }
   EXPECT_EQ(backend_.num_cancelled, 2);
   WaitUntil([&] { return edge_.calls_running == 0 && server_->num_connections() == 0; });
+}
+
+TEST_F(HttpApiTest, RefusesMoreAnswersThanItCouldEverHold) {
+  edge_.answers_max = 3;
+  Start();
+  HttpTestClient client(port_);
+  client.Post("/v1/completions", R"({"prompt": ["a", "b"], "n": 2})");
+  const auto response = client.Read();
+  EXPECT_EQ(response.status, 400);
+  EXPECT_THAT(response.body, AllOf(HasSubstr("n is 2 for 2 prompts"), HasSubstr("at most 3"),
+                                   HasSubstr(R"("param":"n")")));
+  client.Post("/v1/completions", R"({"prompt": "a", "n": 3})");
+  WaitForRequests(3);
+}
+
+TEST_F(HttpApiTest, AnswersAClientThatSendsNoMore) {
+  Start();
+  const struct {
+    const char* version;
+    bool stream;
+  } cases[] = {{"1.1", false}, {"1.1", true}, {"1.0", false}, {"1.0", true}};
+  size_t requests = 0;
+  for (const auto& c : cases) {
+    SCOPED_TRACE(absl::StrCat("HTTP/", c.version, c.stream ? ", streamed" : ""));
+    HttpTestClient client(port_);
+    const std::string body = c.stream ? kHiStream : kHi;
+    client.Send(absl::StrCat("POST ", kChatPath, " HTTP/", c.version,
+                             "\r\nHost: x\r\nContent-Length: ", body.size(), "\r\n\r\n", body));
+    WaitForRequests(++requests);
+    if (c.stream) {
+      Give(requests, "why ");
+      client.ReadUntil("why");
+    }
+    client.EndSending();
+    if (c.version == std::string("1.1")) {
+      // What tells that the server has noticed: it asks whether somebody is still there.
+      client.ReadUntil(c.stream ? "\r\n:\n\n" : "100 Continue\r\n\r\n");
+    }
+    EXPECT_EQ(backend_.num_cancelled, 0);
+    Give(requests, "hello", v1::FINISH_STOP);
+    EXPECT_THAT(client.ReadAll(), HasSubstr("hello"));
+  }
+}
+
+TEST_F(HttpApiTest, AnswersAllThatWasSentBeforeTheEnd) {
+  Start();
+  HttpTestClient client(port_);
+  client.Get("/version");
+  client.Get("/livez");
+  client.Send("GET /vers");  // never complete
+  client.EndSending();
+  EXPECT_THAT(client.ReadAll(), AllOf(HasSubstr(R"({"version":"v"})"), HasSubstr("ok")));
+}
+
+TEST_F(HttpApiTest, CancelsWhenAClientThatSendsNoMoreGoes) {
+  Start();
+  HttpTestClient client(port_);
+  client.Post(kChatPath, kHi);
+  WaitForRequests(1);
+  client.EndSending();
+  client.ReadUntil("100 Continue\r\n\r\n");
+  client.Close();  // says nothing on the wire: the next probe finds out
+  WaitUntil([&] { return backend_.num_cancelled == 1; });
 }
 
 TEST_F(HttpApiTest, CutsOffAClientThatDoesNotRead) {

@@ -16,6 +16,7 @@ constexpr size_t kBodyInputBytes = 64 << 10;
 // Of requests sent before the answer to the one before: beyond, the client's window fills.
 constexpr size_t kPipelinedBytesMax = 64 << 10;
 constexpr absl::Duration kLinger = absl::Seconds(2);
+constexpr absl::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 
 const char* ReasonPhrase(int status) {
   switch (status) {
@@ -92,7 +93,8 @@ void HttpSession::SetDeadline(absl::Duration from_now) {
 }
 
 void HttpSession::CheckTime(Time now) {
-  if (now >= deadline_) Close();
+  if (now >= deadline_) return Close();
+  if (input_ended_) Probe();
 }
 
 void HttpSession::BeginDrain() {
@@ -119,6 +121,7 @@ void HttpSession::Read() {
   stream_.ReadSome(boost::asio::buffer(input_),
                    [self = shared_from_this()](const HttpStream::Error& error, size_t bytes) {
                      self->reading_ = false;
+                     if (error == boost::asio::error::eof) return self->OnInputEnd();
                      if (error) return self->Close();  // the client has gone
                      self->OnRead(bytes);
                    });
@@ -131,14 +134,40 @@ void HttpSession::OnRead(size_t bytes) {
   Advance();
 }
 
+// A client that has gone and one that only sends no more look the same until something is sent:
+// whoever has gone then resets the connection, of which the socket tells.
+void HttpSession::OnInputEnd() {
+  if (closed_) return;
+  if (closing_) return Close();
+  input_ended_ = true;
+  stream_.socket().async_wait(boost::asio::socket_base::wait_error,
+                              [self = shared_from_this()](const HttpStream::Error& error) {
+                                if (!error) self->Close();
+                              });
+  Probe();
+  Advance();
+}
+
+// What every client ignores: an interim response, or a comment between events. HTTP/1.0 has
+// neither.
+void HttpSession::Probe() {
+  if (closed_ || !answering_ || answer_complete_ || http_1_0_) return;
+  if (written_ < writing_.size() || !output_.empty()) return;
+  if (streaming_) return Write(":\n\n");
+  output_.append(kContinue.data(), kContinue.size());
+  Flush();
+}
+
 void HttpSession::Advance() {
   if (closed_ || closing_) return;
   if (answering_) {
     // Only to learn when the client goes, and what it wants next.
-    if (reader_.num_kept_bytes() < kPipelinedBytesMax) Read();
+    if (reader_.num_kept_bytes() < kPipelinedBytesMax && !input_ended_) Read();
     return;
   }
   const HttpReader::State state = reader_.state();
+  const bool wants_more = state != HttpReader::State::kReady && state != HttpReader::State::kError;
+  if (input_ended_ && wants_more) return Close();
   const bool new_state = state != timed_state_;
   timed_state_ = state;
   switch (state) {
@@ -155,7 +184,7 @@ void HttpSession::Advance() {
         SetDeadline(options_.body_timeout);
       }
       if (reader_.TakeExpectsContinue()) {
-        output_ += "HTTP/1.1 100 Continue\r\n\r\n";
+        output_.append(kContinue.data(), kContinue.size());
         Flush();
       }
       return Read();
@@ -221,6 +250,7 @@ void HttpSession::Send(HttpResponse response) {
 
 void HttpSession::BeginStream(const HttpHeaders& headers) {
   if (closed_) return;
+  streaming_ = true;
   chunked_ = !http_1_0_;
   if (http_1_0_) keep_alive_ = false;  // the end of the connection is the end of the stream
   absl::StrAppend(&output_, Head(200, "text/event-stream; charset=utf-8", headers),
@@ -292,7 +322,7 @@ void HttpSession::OnWritten(size_t bytes) {
 
 void HttpSession::FinishAnswer() {
   work_.reset();
-  answering_ = answer_complete_ = false;
+  answering_ = answer_complete_ = streaming_ = false;
   timed_state_ = HttpReader::State::kReady;
   // An empty stream's buffers are small; an answer of megabytes need not stay.
   if (writing_.capacity() > kBodyInputBytes) std::string().swap(writing_);

@@ -50,6 +50,8 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   void OnHandshakeFailed(const HttpStream::Error& error);
   void Read();
   void OnRead(size_t bytes);
+  void OnInputEnd();
+  void Probe();
   void Advance();  // does what the reader's state calls for
   bool AdmitBody();
   void Dispatch();
@@ -70,6 +72,7 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   HttpReader reader_;
   std::vector<char> input_;
   bool reading_ = false;
+  bool input_ended_ = false;  // the client sends no more; it may have gone, or wait for its answer
   HttpReader::State timed_state_ = HttpReader::State::kReady;  // whose deadline runs
 
   // The request under way.
@@ -78,6 +81,7 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   bool keep_alive_ = true;
   bool http_1_0_ = false;
   bool is_head_ = false;
+  bool streaming_ = false;  // BeginStream() was called
   bool chunked_ = false;
   std::unique_ptr<HttpWork> work_;
 

@@ -108,7 +108,9 @@ class RouterApp::Impl {
               .post = post_,
               .request_timeout = config.router.request_timeout > absl::ZeroDuration()
                                      ? config.router.request_timeout
-                                     : absl::InfiniteDuration()},
+                                     : absl::InfiniteDuration(),
+              .answers_max =
+                  int64_t{config.router.active_requests_max} + config.router.queued_requests_max},
         http_api_({.keys = keys_,
                    .version = std::string(SoftwareVersion()),
                    .created = absl::ToUnixSeconds(absl::Now())},
