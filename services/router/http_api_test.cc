@@ -334,6 +334,33 @@ TEST_F(HttpApiTest, RefusesMoreAnswersThanItCouldEverHold) {
   WaitForRequests(3);
 }
 
+TEST_F(HttpApiTest, BoundsTheBytesOfAllBodiesTogether) {
+  Start({.limits = {.body_bytes_max = 300'000}, .receiving_bytes_max = 400'000});
+  const std::string head =
+      absl::StrCat("POST ", kChatPath, " HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n");
+  HttpTestClient first(port_), second(port_), third(port_);
+  for (HttpTestClient* client : {&first, &second}) client->Send(head + std::string(250'000, ' '));
+  // One of the two is refused, the other goes on.
+  HttpTestClient* refused = nullptr;
+  while (refused == nullptr) {
+    for (HttpTestClient* client : {&first, &second}) {
+      if (client->HasInput()) refused = client;
+    }
+  }
+  HttpTestClient* kept = refused == &first ? &second : &first;
+  const auto response = refused->Read();
+  EXPECT_EQ(response.status, 503);
+  EXPECT_THAT(response.head, HasSubstr("Retry-After: 1\r\n"));
+  third.Post(kChatPath, kHi);  // there is room for small ones
+  WaitForRequests(1);
+  kept->Send(std::string(50'000, ' '));
+  EXPECT_EQ(kept->Read().status, 400);  // blanks are no JSON
+  // What was kept is free again.
+  HttpTestClient fourth(port_);
+  fourth.Send(head + std::string(300'000, ' '));
+  EXPECT_EQ(fourth.Read().status, 400);
+}
+
 TEST_F(HttpApiTest, AnswersAClientThatSendsNoMore) {
   Start();
   const struct {

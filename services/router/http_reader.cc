@@ -153,6 +153,11 @@ HttpRequest HttpReader::Take() {
   return request;
 }
 
+size_t HttpReader::num_body_bytes() const { return impl_->parser->get().body().size(); }
+void HttpReader::Drop() {
+  std::string().swap(impl_->kept);
+  impl_->Reset();
+}
 int HttpReader::http_status() const { return impl_->http_status; }
 const std::string& HttpReader::error() const { return impl_->error; }
 size_t HttpReader::num_kept_bytes() const { return impl_->kept.size(); }

@@ -37,6 +37,11 @@ class HttpReader {
   // In state kBody: the client waits for "100 Continue" before it sends the body. True once.
   bool TakeExpectsContinue();
 
+  // Of the body of the request that is coming in.
+  size_t num_body_bytes() const;
+  // Forgets all that has come.
+  void Drop();
+
   // In state kBody: the request without its body.
   HttpRequest Head() const;
 

@@ -80,6 +80,14 @@ class HttpServer::Impl final : public HttpSessionOwner, public std::enable_share
     std::erase(handshakes_, session);
     sessions_.erase(session);
   }
+  bool CountReceiving(int64_t change) override {
+    if (change > 0 &&
+        receiving_bytes_ + change > static_cast<int64_t>(options_.receiving_bytes_max)) {
+      return false;
+    }
+    receiving_bytes_ += change;
+    return true;
+  }
 
   int port() const { return port_; }
   int num_connections() const { return static_cast<int>(sessions_.size()); }
@@ -155,6 +163,7 @@ class HttpServer::Impl final : public HttpSessionOwner, public std::enable_share
   boost::asio::steady_timer timer_;
   absl::flat_hash_map<HttpSession*, std::shared_ptr<HttpSession>> sessions_;
   std::deque<HttpSession*> handshakes_;  // oldest first
+  int64_t receiving_bytes_ = 0;          // of bodies that are coming in
   int port_ = 0;
   bool draining_ = false;
   bool stopped_ = false;

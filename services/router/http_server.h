@@ -32,6 +32,8 @@ struct HttpServerOptions {
   int connections_max = 16384;
   // TLS handshakes under way. One more, and the oldest of them is cut off.
   int handshakes_max = 512;
+  // Of all bodies that are coming in. Whoever sends more gets 503.
+  uint64_t receiving_bytes_max = uint64_t{256} << 20;
   // Of a stream's events that the client has not taken yet. More, and it is cut off.
   size_t stream_bytes_max = 1 << 20;
   absl::Duration handshake_timeout = absl::Seconds(10);

@@ -106,6 +106,7 @@ void HttpSession::Close() {
   if (closed_) return;
   closed_ = true;
   stream_.Close();
+  DropBody();
   // Not at once: this may be a call from the work.
   boost::asio::post(stream_.socket().get_executor(),
                     [self = shared_from_this()] { self->work_.reset(); });
@@ -183,6 +184,7 @@ void HttpSession::Advance() {
         if (!AdmitBody()) return;
         SetDeadline(options_.body_timeout);
       }
+      if (!CountBody()) return RefuseBody();
       if (reader_.TakeExpectsContinue()) {
         output_.append(kContinue.data(), kContinue.size());
         Flush();
@@ -207,7 +209,27 @@ bool HttpSession::AdmitBody() {
   return !answering_;
 }
 
+bool HttpSession::CountBody() {
+  const int64_t bytes = static_cast<int64_t>(reader_.num_body_bytes());
+  if (!owner_->CountReceiving(bytes - counted_bytes_)) return false;
+  counted_bytes_ = bytes;
+  return true;
+}
+
+void HttpSession::DropBody() { owner_->CountReceiving(-std::exchange(counted_bytes_, 0)); }
+
+void HttpSession::RefuseBody() {
+  DropBody();
+  reader_.Drop();
+  answering_ = true;
+  keep_alive_ = false;
+  const ApiError error =
+      HttpError(503, "Too many bodies are being received at once; come again in a moment.");
+  Send({.status = error.http_status, .headers = {{"Retry-After", "1"}}, .body = ErrorJson(error)});
+}
+
 void HttpSession::Dispatch() {
+  DropBody();
   HttpRequest request = reader_.Take();
   answering_ = true;
   answer_complete_ = false;

@@ -23,6 +23,9 @@ class HttpSessionOwner {
   virtual void OnSecured(HttpSession* session) = 0;
   // Once.
   virtual void OnClosed(HttpSession* session) = 0;
+  // The session keeps so many more (or fewer) bytes of a body that is coming in. False, and nothing
+  // is counted, when all sessions together would keep too many.
+  virtual bool CountReceiving(int64_t change) = 0;
 };
 
 class HttpSession final : public HttpReply, public std::enable_shared_from_this<HttpSession> {
@@ -54,6 +57,9 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   void Probe();
   void Advance();  // does what the reader's state calls for
   bool AdmitBody();
+  bool CountBody();
+  void DropBody();
+  void RefuseBody();
   void Dispatch();
   void Refuse();  // what the reader could not read
   // Puts bytes of a stream behind what is to be written; false: closed, there was no room.
@@ -74,6 +80,8 @@ class HttpSession final : public HttpReply, public std::enable_shared_from_this<
   bool reading_ = false;
   bool input_ended_ = false;  // the client sends no more; it may have gone, or wait for its answer
   HttpReader::State timed_state_ = HttpReader::State::kReady;  // whose deadline runs
+
+  int64_t counted_bytes_ = 0;  // of the body that is coming in, by the owner
 
   // The request under way.
   bool answering_ = false;

@@ -1,5 +1,6 @@
 #include "services/router/router_app.h"
 
+#include <algorithm>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
@@ -76,6 +77,11 @@ RouterOptions CoreOptions(const ClusterConfig& config, const ProcessConfig& proc
   return options;
 }
 
+// Of all requests that are being received over HTTP, and as much over gRPC.
+uint64_t ReceivingBytesMax(const RouterSection& router) {
+  return std::max(uint64_t{256} << 20, router.body_bytes_max);
+}
+
 ServedModelOptions ModelOptions(const ClusterConfig& config) {
   return {.dir = config.model.dir,
           .name = config.model.name,
@@ -136,16 +142,21 @@ class RouterApp::Impl {
                                                .port = process_.http->port,
                                                .limits = {.body_bytes_max = router.body_bytes_max},
                                                .tls = tls_.get(),
-                                               .connections_max = router.connections_max},
+                                               .connections_max = router.connections_max,
+                                               .receiving_bytes_max = ReceivingBytesMax(router)},
                                               &http_api_));
     SLUICE_ASSIGN_OR_RETURN(
         attach_server_, rpc::Server::Start({.address = process_.attach->ToString(),
                                             .services = {{"sluice.v1.Attach", attach_.service()}},
                                             .role = "router"}));
-    SLUICE_ASSIGN_OR_RETURN(grpc_server_, rpc::Server::Start({.address = process_.grpc->ToString(),
-                                                              .services = grpc_api_.services(),
-                                                              .role = "router",
-                                                              .tls = router.tls}));
+    SLUICE_ASSIGN_OR_RETURN(
+        grpc_server_,
+        rpc::Server::Start({.address = process_.grpc->ToString(),
+                            .services = grpc_api_.services(),
+                            .role = "router",
+                            .message_bytes_max = static_cast<int>(router.body_bytes_max),
+                            .memory_bytes_max = ReceivingBytesMax(router),
+                            .tls = router.tls}));
     SLUICE_ASSIGN_OR_RETURN(
         admin_server_,
         rpc::Server::Start({.address = process_.admin->ToString(),

@@ -105,6 +105,26 @@ TEST_F(ServerTest, HealthTellsLivenessAndReadinessApart) {
   EXPECT_EQ(Health("liveness"), "NOT_SERVING");
 }
 
+TEST(LimitsTest, LongMessagesAreRefusedAndShortOnesTakenWithinTheMemory) {
+  const auto server = Server::Start(
+      {.address = "127.0.0.1:0", .message_bytes_max = 100, .memory_bytes_max = uint64_t{8} << 20});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto channel = MakeChannel(absl::StrCat("127.0.0.1:", (*server)->port()));
+  for (const auto& [bytes, wanted] : {std::pair{90, grpc::StatusCode::NOT_FOUND},
+                                      std::pair{101, grpc::StatusCode::RESOURCE_EXHAUSTED}}) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kTimeout));
+    grpc::health::v1::HealthCheckRequest request;
+    request.set_service(std::string(static_cast<size_t>(bytes), 'x'));
+    grpc::health::v1::HealthCheckResponse response;
+    EXPECT_EQ(grpc::health::v1::Health::NewStub(channel)
+                  ->Check(&context, request, &response)
+                  .error_code(),
+              wanted)
+        << bytes;
+  }
+}
+
 // What "liveness" answers to a client that trusts this CA and shows this certificate, or why not.
 std::string LiveOverTls(int port, const std::string& ca, const TlsSection& shows = {}) {
   grpc::SslCredentialsOptions options{.pem_root_certs = ReadText(ca)};

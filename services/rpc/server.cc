@@ -14,6 +14,7 @@
 #include "grpc/support/log.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/resource_quota.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/security/tls_certificate_provider.h"
 #include "grpcpp/security/tls_credentials_options.h"
@@ -147,7 +148,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options) {
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
   builder.SetMaxReceiveMessageSize(options.message_bytes_max);
-  builder.SetMaxSendMessageSize(options.message_bytes_max);
+  if (options.memory_bytes_max > 0) {
+    builder.SetResourceQuota(
+        grpc::ResourceQuota(options.role).Resize(static_cast<size_t>(options.memory_bytes_max)));
+  }
   int port = 0;
   builder.AddListeningPort(options.address, Credentials(options.tls), &port);
   impl->server = builder.BuildAndStart();

@@ -6,6 +6,7 @@
 //   ServerOptions::admin is given.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -39,8 +40,11 @@ struct ServerOptions {
   std::string address;  // "127.0.0.1:9000"; port 0 takes a free one
   std::vector<NamedService> services;
   std::optional<AdminHandlers> admin;
-  std::string role;  // router, prefill, ...: GetStatus tells it
-  int message_bytes_max = 64 << 20;
+  std::string role;                  // router, prefill, ...: GetStatus tells it
+  int message_bytes_max = 64 << 20;  // of what clients send
+  // Above it gRPC reads no more from its connections, and takes no new ones, until memory is free
+  // again. 0: no limit.
+  uint64_t memory_bytes_max = 0;
   TlsSection tls;  // when enabled; its files are read again within seconds when they change
 };
 
