@@ -245,11 +245,23 @@ SCENARIOS = {"throughput": throughput, "latency": latency, "idle": idle, "memory
 NOT_IN_SMOKE = ("decision", "kv")
 
 
+def lateness():
+    """What the machine itself adds: how late a thread that sleeps for a millisecond wakes up."""
+    late = []
+    for _ in range(2000):
+        begun = time.monotonic()
+        time.sleep(0.001)
+        late.append((time.monotonic() - begun) * 1e3 - 1)
+    late.sort()
+    return f"wakes up late by p50 {late[1000]:.2f}, p99 {late[1980]:.2f} ms"
+
+
 def header():
     model = re.search(r"model name\s*:\s*(.*)", pathlib.Path("/proc/cpuinfo").read_text())
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     return (f"{len(os.sched_getaffinity(0))} cores of {model[1] if model else 'an unknown processor'}; commit {commit}; "
-            f"{time.strftime('%Y-%m-%d')}; load average at the start {os.getloadavg()[0]:.1f}\n\n"
+            f"{time.strftime('%Y-%m-%d')}; load average at the start {os.getloadavg()[0]:.1f}, "
+            f"{lateness()}\n\n"
             f"    python3 {' '.join(sys.argv)}\n")
 
 
