@@ -41,7 +41,7 @@ namespace {
 constexpr std::chrono::milliseconds kTick{50};
 constexpr int kTicksPerUpdate = 5;    // of metrics and status
 constexpr int kTicksPerRefresh = 20;  // of the TLS files
-// What is left of answers after the last request, and of calls after the drain.
+// What is left of answers, over either API, after the last request.
 constexpr absl::Duration kFlushTimeout = absl::Seconds(2);
 
 // The core as the edge wants it.
@@ -186,7 +186,8 @@ class RouterApp::Impl {
     });
     WaitOnLoop(deadline, [this] { return core_.idle(); });
     RunOnLoop([this] { http_->BeginDrain(); });
-    WaitOnLoop(clock_.Now() + kFlushTimeout, [this] { return http_->num_connections() == 0; });
+    WaitOnLoop(clock_.Now() + kFlushTimeout,
+               [this] { return http_->num_connections() == 0 && edge_.calls_running == 0; });
     Stop();
   }
 

@@ -1,0 +1,155 @@
+// A whole router with an instance that the test plays.
+#include "services/router/router_app.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <filesystem>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
+#include "services/base/cluster_config.h"
+#include "services/model/page_hash.h"
+#include "sluice/v1/control.grpc.pb.h"
+#include "sluice/v1/generation.grpc.pb.h"
+
+namespace sluice::router {
+namespace {
+
+constexpr char kModel[] = "deploy/models/sluice-tiny";
+constexpr uint32_t kTokens = 1000;
+
+class RouterAppTest : public testing::Test {
+ protected:
+  RouterAppTest() {
+    const std::string dir = std::filesystem::absolute(kModel).string();
+    const auto config = ParseClusterConfig(
+        absl::StrCat("model: {dir: ", dir, "}\nmixed: {count: 1}\nbalancer: {enabled: false}\n",
+                     "router: {http: 127.0.0.1:0, grpc: 127.0.0.1:0, attach: 127.0.0.1:0, ",
+                     "admin: 127.0.0.1:0}\n"),
+        "cluster.yaml");
+    EXPECT_TRUE(config.ok()) << config.status();
+    auto app = RouterApp::Start(*config, *FindProcess(*config, "router-1"), &clock_, [] {});
+    EXPECT_TRUE(app.ok()) << app.status();
+    app_ = *std::move(app);
+    Attach(*model::ModelHash(dir));
+  }
+  ~RouterAppTest() override {
+    ended_.Notify();
+    heart_.join();
+  }
+
+  static void SetDeadline(grpc::ClientContext* context) {
+    context->set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  }
+  // Takes 64 KiB of a stream that nobody reads, and no more.
+  static std::shared_ptr<grpc::Channel> Channel(int port) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    return grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", port),
+                                     grpc::InsecureChannelCredentials(), arguments);
+  }
+
+  void Attach(const model::PageHash& hash) {
+    SetDeadline(&worker_context_);
+    worker_stub_ = v1::Attach::NewStub(Channel(app_->ports().attach));
+    worker_ = worker_stub_->Attach(&worker_context_);
+    v1::WorkerMessage message;
+    v1::Hello& hello = *message.mutable_hello();
+    hello.set_protocol_version(v1::PROTOCOL_VERSION_CURRENT);
+    hello.set_instance("mixed-1");
+    hello.set_role(v1::ROLE_MIXED);
+    hello.set_model_hash(std::string(hash.begin(), hash.end()));
+    hello.mutable_capacity()->set_slots(4);
+    hello.mutable_capacity()->set_kv_pages(64);
+    hello.mutable_capacity()->set_positions(2048);
+    hello.mutable_capacity()->set_step_tokens(256);
+    ASSERT_TRUE(Send(message));
+    ASSERT_TRUE(worker_->Read(&from_router_));  // Welcome
+    heart_ = std::thread([this] { Beat(); });
+  }
+  bool Send(const v1::WorkerMessage& message) {
+    const std::lock_guard lock(mutex_);
+    return worker_->Write(message);
+  }
+  void Beat() {
+    v1::WorkerMessage message;
+    message.mutable_heartbeat()->set_ready(true);
+    message.mutable_heartbeat()->mutable_load()->set_kv_pages_free(64);
+    do {
+      message.mutable_heartbeat()->set_progress(message.heartbeat().progress() + 1);
+      if (!Send(message)) return;  // the router has ended
+    } while (!ended_.WaitForNotificationWithTimeout(absl::Milliseconds(100)));
+  }
+  void WaitUntilReady() {
+    const auto stub = v1::Models::NewStub(Channel(app_->ports().grpc));
+    v1::ListModelsResponse models;
+    while (models.models().empty() || !models.models(0).ready()) {
+      grpc::ClientContext context;
+      SetDeadline(&context);
+      ASSERT_TRUE(stub->ListModels(&context, {}, &models).ok());
+    }
+  }
+
+  const RealClock clock_;
+  std::unique_ptr<RouterApp> app_;
+  grpc::ClientContext worker_context_;
+  std::unique_ptr<v1::Attach::Stub> worker_stub_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::WorkerMessage, v1::RouterMessage>> worker_;
+  v1::RouterMessage from_router_;
+  std::mutex mutex_;  // of writes to worker_
+  absl::Notification ended_;
+  std::thread heart_;
+};
+
+// More than a connection holds is on its way to the client when the last request is done.
+TEST_F(RouterAppTest, ADrainWaitsForGrpcClientsThatStillRead) {
+  WaitUntilReady();
+  const auto stub = v1::Generation::NewStub(Channel(app_->ports().grpc));
+  v1::GenerateRequest request;
+  request.set_text("The");
+  request.mutable_options()->set_max_tokens(kTokens);
+  request.mutable_options()->set_logprobs(20);
+  grpc::ClientContext context;
+  SetDeadline(&context);
+  const auto reader = stub->Generate(&context, request);
+  ASSERT_TRUE(worker_->Read(&from_router_));
+  ASSERT_TRUE(from_router_.has_admit()) << from_router_.ShortDebugString();
+
+  v1::WorkerMessage message;
+  v1::RequestTokens& tokens = *message.mutable_step_tokens()->add_requests();
+  tokens.set_request(from_router_.admit().request());
+  tokens.set_attempt(from_router_.admit().attempt());
+  for (uint32_t i = 0; i < kTokens; ++i) {
+    tokens.add_token_ids(100 + i % 100);
+    v1::TokenLogprobs& logprobs = *tokens.add_logprobs();
+    for (uint32_t top = 0; top < 20; ++top) {
+      logprobs.add_top_ids(top);
+      logprobs.add_top_logprobs(-1);
+    }
+  }
+  tokens.set_finish(v1::FINISH_LENGTH);
+  ASSERT_TRUE(Send(message));
+
+  const auto drained = std::async(std::launch::async, [this] { app_->Drain(absl::Seconds(30)); });
+  // It has nothing left to do but to wait for the client.
+  EXPECT_EQ(drained.wait_for(std::chrono::milliseconds(200)), std::future_status::timeout);
+  uint32_t count = 0;
+  for (v1::GenerateChunk chunk; reader->Read(&chunk);) {
+    count += static_cast<uint32_t>(chunk.token_ids_size());
+  }
+  const grpc::Status status = reader->Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(count, kTokens);
+}
+
+}  // namespace
+}  // namespace sluice::router
