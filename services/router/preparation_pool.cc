@@ -41,7 +41,9 @@ PreparationPool::~PreparationPool() {
 absl::Status PreparationPool::Run(int64_t bytes, std::function<void()> work) {
   const std::lock_guard lock(mutex_);
   const int64_t waiting = static_cast<int64_t>(small_.items.size() + large_.items.size());
-  if (waiting >= options_.waiting_max || waiting_bytes_ + bytes > options_.waiting_bytes_max) {
+  const bool too_many_bytes =
+      waiting_bytes_ > 0 && waiting_bytes_ + bytes > options_.waiting_bytes_max;
+  if (waiting >= options_.waiting_max || too_many_bytes) {
     return WithRetryAfter(
         absl::ResourceExhaustedError(absl::StrCat(
             waiting, " requests of ", waiting_bytes_, " bytes wait to be tokenized; allowed are ",

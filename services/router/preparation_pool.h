@@ -34,7 +34,8 @@ class PreparationPool {
   PreparationPool& operator=(const PreparationPool&) = delete;
 
   // Runs `work` on some thread of its kind.
-  // ResourceExhausted with RetryAfter when too much waits.
+  // ResourceExhausted with RetryAfter when too much waits. Where nothing waits, work of any size is
+  // taken: it could never be, else.
   absl::Status Run(int64_t bytes, std::function<void()> work);
 
  private:

@@ -44,8 +44,35 @@ TEST(PreparationPool, RefusesWhenTooMuchWaits) {
 }
 
 TEST(PreparationPool, BoundsTheBytesThatWait) {
+  std::latch started{1}, release{1};
   PreparationPool pool(kOptions);
-  EXPECT_EQ(pool.Run(1001, [] {}).code(), absl::StatusCode::kResourceExhausted);
+  ASSERT_TRUE(pool.Run(100,
+                       [&] {
+                         started.count_down();
+                         release.wait();
+                       })
+                  .ok());
+  started.wait();
+  ASSERT_TRUE(pool.Run(500, [] {}).ok());
+  EXPECT_EQ(pool.Run(501, [] {}).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(pool.Run(500, [] {}).ok());
+  release.count_down();
+}
+
+// As large as a body may be: it would be refused for ever, and told to come again.
+TEST(PreparationPool, TakesWorkOfAnySizeWhenNothingElseWaits) {
+  std::latch started{1}, release{1};
+  PreparationPool pool(kOptions);
+  ASSERT_TRUE(pool.Run(1001,
+                       [&] {
+                         started.count_down();
+                         release.wait();
+                       })
+                  .ok());
+  started.wait();
+  EXPECT_TRUE(pool.Run(1001, [] {}).ok());
+  EXPECT_EQ(pool.Run(100, [] {}).code(), absl::StatusCode::kResourceExhausted);
+  release.count_down();
 }
 
 TEST(PreparationPool, EndsWithWorkWaiting) {
