@@ -77,6 +77,7 @@ void ApiCall::OnPrepared(Prepared prepared) {
                           " answers, and this server holds at most ", edge_->answers_max));
   }
   if (!prepared.status.ok()) return OnError(prepared.status);
+  caller_.request_id = id;
   const absl::Time deadline = std::min(caller_.deadline, start_ + edge_->request_timeout);
   auto generation = GenerationCall::Start(std::move(prepared.request), *edge_->model->tokenizer,
                                           edge_->backend, this, deadline);

@@ -87,7 +87,7 @@ class ApiCall final : public CallListener, public std::enable_shared_from_this<A
   void End(absl::StatusCode code);
 
   Edge* const edge_;
-  const Caller caller_;
+  Caller caller_;      // from OnPrepared on with the request's own id, if it has one
   ApiCallSink* sink_;  // null: it is over
   const absl::Time start_;
   std::unique_ptr<GenerationCall> generation_;

@@ -14,6 +14,7 @@
 #include <regex>
 #include <thread>
 
+#include "services/base/log.h"
 #include "services/router/fake_backend.h"
 #include "services/router/http_server.h"
 #include "services/router/http_test_client.h"
@@ -319,6 +320,23 @@ TEST_F(HttpApiTest, CancelsWhenTheClientGoes) {
   }
   EXPECT_EQ(backend_.num_cancelled, 2);
   WaitUntil([&] { return edge_.calls_running == 0 && server_->num_connections() == 0; });
+}
+
+// The same as instances log.
+TEST_F(HttpApiTest, LogsTheIdThatTheRequestGivesItself) {
+  Start();
+  testing::internal::CaptureStderr();
+  const LogLevel before = SetLogLevel(LogLevel::kDebug);
+  HttpTestClient client(port_);
+  client.Post("/v1/completions", R"({"prompt": "a", "request_id": "of-the-body"})",
+              "X-Request-Id: of-the-header\r\n");
+  WaitForRequests(1);
+  EXPECT_EQ(backend_.submitted[0].name, "of-the-body");
+  Give(1, "b", v1::FINISH_STOP);
+  EXPECT_THAT(client.Read().head, HasSubstr("X-Request-Id: of-the-body\r\n"));
+  SetLogLevel(before);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              HasSubstr("call ended request_id=of-the-body api=completions"));
 }
 
 TEST_F(HttpApiTest, RefusesMoreAnswersThanItCouldEverHold) {
