@@ -1,10 +1,17 @@
 #include "services/base/exit_deadline.h"
 
+#include <chrono>
 #include <cstdlib>
+#include <future>
 
 #include "services/base/log.h"
 
 namespace sluice {
+namespace {
+
+constexpr std::chrono::milliseconds kLogMax{500};  // for writing the log out
+
+}  // namespace
 
 ExitDeadline::~ExitDeadline() {
   {
@@ -21,8 +28,14 @@ void ExitDeadline::Start(absl::Duration limit) {
   thread_ = std::thread([this, limit] {
     std::unique_lock lock(mutex_);
     if (changed_.wait_for(lock, absl::ToChronoNanoseconds(limit), [this] { return over_; })) return;
-    LogError("something hangs: ending without it", {{"waited", limit}});
-    StopLogging();
+    // Whoever reads the log may be what hangs.
+    std::promise<void> written;
+    std::thread([&] {
+      LogError("something hangs: ending without it", {{"waited", limit}});
+      StopLogging();
+      written.set_value();
+    }).detach();
+    written.get_future().wait_for(kLogMax);
     std::_Exit(1);
   });
 }

@@ -13,8 +13,8 @@ namespace sluice {
 inline constexpr absl::Duration kStopMax = absl::Seconds(4);
 
 // Lives longer than whatever might hang. When the time given to Start has passed before it is
-// destroyed, it logs that, writes the log out, and ends the process with status 1, without any
-// destructor.
+// destroyed, it logs that, writes the log out if somebody reads it, and ends the process with
+// status 1, without any destructor.
 //
 // Threads: any.
 class ExitDeadline {
