@@ -29,8 +29,8 @@ void PrintUsage(absl::string_view program, std::initializer_list<absl::string_vi
       "One process of a Sluice cluster, of role ", absl::StrJoin(roles, " or "),
       ". `sluice up -c FILE` starts all of a file.\n\n", "  --config FILE    the cluster file\n",
       "  --instance NAME  which process of the file this is, such as ", *roles.begin(),
-      "-1; default: the first one\n", "  --version        what this is\n",
-      "  --help           this text\n\n",
+      *roles.begin() == "balancer" ? "" : "-1", "; default: the first one\n",
+      "  --version        what this is\n", "  --help           this text\n\n",
       "SIGTERM and Ctrl-C drain; a second one ends at once. Exit status 0 stopped as asked, 1 "
       "failed "
       "while it ran,\n2 usage or cluster file, 3 a port or a device is not there, 4 the model "
@@ -119,14 +119,18 @@ absl::Status WithExitCode(absl::Status status, ExitCode code) {
   return status;
 }
 
-int ExitWith(const absl::Status& status) {
-  if (!status.ok()) LogError("ends", {{"reason", status.message()}});
-  StopLogging();
+int ExitCodeOf(const absl::Status& status) {
   if (status.ok()) return kExitDone;
   const auto payload = status.GetPayload(kExitCodeUrl);
   int code = kExitRuntime;
   if (payload.has_value() && !absl::SimpleAtoi(std::string(*payload), &code)) return kExitRuntime;
   return code;
+}
+
+int ExitWith(const absl::Status& status) {
+  if (!status.ok()) LogError("ends", {{"reason", status.message()}});
+  StopLogging();
+  return ExitCodeOf(status);
 }
 
 }  // namespace sluice

@@ -43,7 +43,10 @@ absl::Status WithExitCode(absl::Status status, ExitCode code);
 absl::StatusOr<Program> StartProgram(int argc, char** argv,
                                      std::initializer_list<absl::string_view> roles);
 
-// Logs a failure, ends the log, and gives the exit status: 0, that of WithExitCode, or 1.
+// 0, that of WithExitCode, or 1.
+int ExitCodeOf(const absl::Status& status);
+
+// Logs a failure, ends the log, and gives ExitCodeOf.
 int ExitWith(const absl::Status& status);
 
 }  // namespace sluice

@@ -151,10 +151,10 @@ class FailureTest(unittest.TestCase):
     def test_each_failure_says_what_is_wrong(self):
         run = ["generate", "--model", MODEL]
         self.check("no-such-dir", "generate", "--model", "no-such-dir", "--prompt", "x")
-        self.check("exactly one of --prompt", *run)
-        self.check("exactly one of --prompt", *run, "--prompt", "x", "--prompt-token-ids", "1")
+        self.check("exactly one of --prompt", *run, code=2)
+        self.check("exactly one of --prompt", *run, "--prompt", "x", "--prompt-token-ids", "1", code=2)
         self.check("no-such-file", *run, "--prompt-file", "no-such-file")
-        self.check("--logprobs needs --json", *run, "--prompt", "x", "--logprobs", "2")
+        self.check("--logprobs needs --json", *run, "--prompt", "x", "--logprobs", "2", code=2)
         self.check("'b' is not a token id", *run, "--prompt-token-ids", "1,b")
         self.check("token id 1024", *run, "--prompt-token-ids", "1,1024", "--json")
         self.check("temperature is -1", *run, "--prompt", "x", "--temperature", "-1")

@@ -15,6 +15,7 @@
 #include "CLI/Formatter.hpp"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "services/base/program.h"
 #include "services/engine/generator.h"
 #include "services/model/reply.h"
 #include "tools/sluice/commands.h"
@@ -153,10 +154,14 @@ absl::Status EvalThere(const EvalOptions& options, const std::vector<Problem>& p
 
 absl::Status Eval(const EvalOptions& options) {
   if (options.model.dir.empty() && (options.endpoint.empty() || options.data.empty())) {
-    return absl::InvalidArgumentError(
-        options.endpoint.empty()
-            ? "--model DIR is needed, or --endpoint URL"
-            : "--data FILE is needed, or --model DIR, whose eval.jsonl is taken");
+    return WithExitCode(
+        absl::InvalidArgumentError(
+            absl::StrCat("eval: ",
+                         options.endpoint.empty()
+                             ? "--model DIR is needed, or --endpoint URL"
+                             : "--data FILE is needed, or --model DIR, whose eval.jsonl is taken",
+                         "; see sluice eval --help")),
+        kExitUsage);
   }
   const std::string path = options.data.empty()
                                ? (std::filesystem::path(options.model.dir) / "eval.jsonl").string()

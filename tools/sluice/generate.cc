@@ -19,6 +19,7 @@
 #include "absl/strings/str_split.h"
 #include "kernels/base/status.h"
 #include "services/base/mapped_file.h"
+#include "services/base/program.h"
 #include "services/engine/generator.h"
 #include "services/model/reply.h"
 #include "tools/sluice/commands.h"
@@ -232,15 +233,21 @@ nlohmann::json ToJson(const Generated& generated, const Prompt& prompt, const Lo
   return json;
 }
 
+// Options that each are right, but not together.
+absl::Status UsageError(absl::string_view what) {
+  return WithExitCode(
+      absl::InvalidArgumentError(absl::StrCat("generate: ", what, "; see sluice generate --help")),
+      kExitUsage);
+}
+
 absl::Status Generate(const GenerateOptions& options) {
   if (options.prompt.has_value() + options.prompt_file.has_value() +
           options.prompt_token_ids.has_value() !=
       1) {
-    return absl::InvalidArgumentError(
-        "give exactly one of --prompt, --prompt-file and --prompt-token-ids");
+    return UsageError("give exactly one of --prompt, --prompt-file, --prompt-token-ids");
   }
   if (options.sampling.num_logprobs >= 0 && !options.json) {
-    return absl::InvalidArgumentError("--logprobs needs --json: text output has no place for them");
+    return UsageError("--logprobs needs --json: text output has no place for them");
   }
   SLUICE_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(options.model));
   SLUICE_ASSIGN_OR_RETURN(const Prompt prompt, MakePrompt(options, model));

@@ -36,9 +36,8 @@ int Run(const sluice::cli::Command& command) {
   if (status.ok() && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)) {
     status = absl::DataLossError(std::string("cannot write to stdout: ") + std::strerror(errno));
   }
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "sluice: %s\n", std::string(status.message()).c_str());
-  return 1;
+  if (!status.ok()) std::fprintf(stderr, "sluice: %s\n", std::string(status.message()).c_str());
+  return sluice::ExitCodeOf(status);
 }
 
 // CLI11 2.1 takes the next argument for the value of "--flag=": so "--flag=value" becomes two
