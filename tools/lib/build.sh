@@ -26,8 +26,12 @@ build_targets() {
   local preset=$1 dir=$root/build/$1
   shift
   configure "$preset" || return
-  # Nothing to do is the usual case, and not worth a message.
-  if [[ $(ninja -C "$dir" -n "$@" 2>/dev/null) == *'no work to do'* ]]; then
+  # Nothing to do is the usual case, and not worth a message. Every build looks the commit up; a dry
+  # run cannot know that it is the same, and lists what would follow.
+  local plan
+  if plan=$(ninja -C "$dir" -n "$@" 2>&1) &&
+    ! grep -qvE '^ninja: |build_commit|Linking CXX executable' <<<"$plan" &&
+    ninja -C "$dir" "$@" </dev/null >/dev/null 2>&1; then
     return 0
   fi
   logged "build $preset" ninja -C "$dir" "$@"
