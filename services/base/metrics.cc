@@ -181,10 +181,10 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::s
     exposer->exposer.RegisterCollectable(metrics.registry_);
     exposer->exposer.RegisterCollectable(metrics.process_);
     return std::unique_ptr<MetricsServer>(new MetricsServer(std::move(exposer)));
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", address,
-                                               ": the port is taken or not one of this machine (",
-                                               error.what(), ")"));
+  } catch (const std::exception&) {  // civetweb's, which says no more than that
+    return absl::UnavailableError(
+        absl::StrCat("cannot serve metrics on ", address,
+                     ": the port is taken, or the address is not one of this machine"));
   }
 }
 

@@ -24,7 +24,12 @@ void SetTimeout(absl::Duration timeout, grpc::ClientContext* context) {
 absl::Status Named(const std::string& address, const grpc::Status& status) {
   const absl::Status converted = FromGrpc(status);
   if (converted.ok()) return converted;
-  return absl::Status(converted.code(), absl::StrCat(address, ": ", converted.message()));
+  // gRPC has no words for a method that is not there.
+  const absl::string_view what =
+      status.error_code() == grpc::StatusCode::UNIMPLEMENTED && converted.message().empty()
+          ? "answers, but is no admin port"
+          : converted.message();
+  return absl::Status(converted.code(), absl::StrCat(address, ": ", what));
 }
 
 }  // namespace

@@ -128,7 +128,7 @@ class UpTest(unittest.TestCase):
         with self.up() as (process, lines):
             lines.wait_for("Ctrl-C drains")
             self.assertIn("m is up: 1 router, 2 prefill, 1 decode, 1 balancer.", lines.text)
-            self.assertRegex(lines.text, r"curl -sN http://127.0.0.1:\d+/v1/chat/completions")
+            self.assertRegex(lines.text, r"curl -sSN http://127.0.0.1:\d+/v1/chat/completions")
             for name, program in [("router-1", "router"), ("prefill-1", "prefill"), ("prefill-2", "prefill"),
                                   ("decode-1", "decode"), ("balancer", "balancer")]:
                 lines.wait_for(rf"\[{name}\] pid=\d+ sluice-{program}\n")
@@ -374,8 +374,10 @@ class ChatTest(unittest.TestCase):
             self.assertEqual(sorted(f["id"] for f in result["failures"]), ["p3", "p4"])
             self.assertIn("40 tokens", done.stderr)
             self.assertEqual({r["temperature"] for r in server.requests}, {0})
-        self.assertIn("--data FILE is needed", run("eval", "--endpoint", server.url).stderr)
-        self.assertIn("--model DIR is needed", run("eval").stderr)
+        for arguments, message in [(["--endpoint", server.url], "--data FILE is needed"), ([], "--model DIR is needed")]:
+            done = run("eval", *arguments)
+            self.assertIn(message, done.stderr)
+            self.assertEqual(done.returncode, 2)
 
 
 class BalancerTest(unittest.TestCase):

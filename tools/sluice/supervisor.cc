@@ -174,8 +174,8 @@ void Supervisor::OnDeath(Child* child, int status) {
   child->pid = 0;
   close(child->pid_fd);
   child->pid_fd = -1;
+  const bool orderly = WIFEXITED(status) && WEXITSTATUS(status) == 0;
   if (child->stopping) {
-    const bool orderly = WIFEXITED(status) && WEXITSTATUS(status) == 0;
     Log(orderly ? LogLevel::kInfo : LogLevel::kWarn, "ended",
         {{"child", child->spec.name}, {"how", child->how}});
     return;
@@ -184,8 +184,10 @@ void Supervisor::OnDeath(Child* child, int status) {
   const absl::Duration wait =
       std::min(options_.backoff_max, options_.backoff_min * (int64_t{1} << doublings));
   child->restart_at = now + wait;
-  LogError("died; will be started again",
-           {{"child", child->spec.name}, {"how", child->how}, {"after", wait}});
+  // One that was drained on its own has done what it was asked.
+  Log(orderly ? LogLevel::kInfo : LogLevel::kError,
+      orderly ? "ended; will be started again" : "died; will be started again",
+      {{"child", child->spec.name}, {"how", child->how}, {"after", wait}});
 }
 
 void Supervisor::Stop(const std::function<bool(const std::string& name)>& which, int signal) {

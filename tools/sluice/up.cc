@@ -122,7 +122,7 @@ void PrintReady(const ClusterConfig& config) {
   }
   std::printf(
       "Ask it:\n\n"
-      "  curl -sN %s \\\n"
+      "  curl -sSN %s \\\n"
       "    -H 'Content-Type: application/json' %s\\\n"
       "    -d '{\"model\": \"%s\", \"messages\": [{\"role\": \"user\", \"content\": \"What is 47 + "
       "85?\"}], \"stream\": true}'\n\n"
@@ -206,9 +206,11 @@ class Cluster {
       if (shutdown_.requested()) return absl::OkStatus();
       const Supervisor::Failing failing = supervisor_.WorstFailing();
       if (failing.deaths >= kEarlyDeathsMax) {
-        return absl::UnavailableError(absl::StrCat("the cluster did not start: ", failing.name, " ",
-                                                   failing.how, ", ", failing.deaths,
-                                                   " times; its own lines say why"));
+        return absl::UnavailableError(absl::StrCat(
+            "the cluster did not start: ", failing.name, " ", failing.how, ", ", failing.deaths,
+            " times; its own lines ",
+            options_.log_file.empty() ? "" : absl::StrCat("in ", options_.log_file, " "),
+            "say why"));
       }
       const absl::Status answer = CheckReady(config_, routers.back());
       // An answer while a child keeps dying may be another cluster's.
