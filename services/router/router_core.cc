@@ -294,7 +294,9 @@ absl::Status RouterCore::Impl::OnWorkerHello(WorkerId id, const sluice::v1::Hell
 void RouterCore::Impl::OnWorkerGone(WorkerId id, absl::Time now) {
   Worker* worker = FindWorker(id);
   if (worker == nullptr) return;
-  const bool expected = worker->state() == InstanceState::kDraining || worker->broken_logged;
+  // A router that drains ends the streams itself.
+  const bool expected =
+      draining_ || worker->state() == InstanceState::kDraining || worker->broken_logged;
   if (expected && worker->requests().empty()) {
     LogInfo("worker left", {{"worker", worker->hello().instance()}});
   } else {

@@ -994,6 +994,14 @@ TEST_F(RouterCoreTest, AnInstanceThatFailsIsLoggedOnceWithWhatItHad) {
               HasSubstr("worker failed worker=prefill-1 reason=gone requests=0"));
 }
 
+TEST_F(RouterCoreTest, InstancesThatADrainingRouterLetsGoHaveNotFailed) {
+  AttachPair();
+  core->BeginDrain();
+  testing::internal::CaptureStderr();
+  core->OnWorkerGone(kP, now);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("worker left worker=prefill-1"));
+}
+
 TEST_F(RouterCoreTest, DrainRefusesNewRequestsAndFinishesOldOnes) {
   AttachPair();
   RecordingSink sink;
