@@ -39,6 +39,31 @@ TEST(ParseJsonTest, ReportsWhatIsWrong) {
   EXPECT_EQ(ParseJson("{\"a\": [1, 2.5]}", "x.json")->at("a").at(1), 2.5);
 }
 
+std::string Nested(int levels, const std::string& inner) {
+  return std::string(static_cast<size_t>(levels), '[') + inner +
+         std::string(static_cast<size_t>(levels), ']');
+}
+
+TEST(ParseJsonTest, CountsLevelsOutsideOfStringsOnly) {
+  EXPECT_TRUE(ParseJson(Nested(64, "1"), "x.json").ok());
+  EXPECT_THAT(ParseJson(Nested(65, ""), "x.json").status().message(), HasSubstr("deeper than 64"));
+  EXPECT_TRUE(ParseJson(Nested(64, R"("[[{{\\")"), "x.json").ok());
+  EXPECT_TRUE(ParseJson(Nested(64, R"("\"[[{{")"), "x.json").ok());
+  EXPECT_THAT(ParseJson(Nested(64, R"("\\",[)"), "x.json").status().message(),
+              HasSubstr("deeper than 64"));
+  EXPECT_THAT(ParseJson("[\"\\", "x.json").status().message(), HasSubstr("is not JSON"));
+}
+
+// Half a million objects took minutes once, and a thread of the router with them.
+TEST(ParseJsonTest, ListsOfManyObjectsTakeTimeInProportion) {
+  constexpr size_t kObjects = 500000;
+  std::string text = "[{}";
+  for (size_t i = 1; i < kObjects; ++i) text += ",{}";
+  const auto json = ParseJson(text + "]", "x.json");
+  ASSERT_TRUE(json.ok()) << json.status();
+  EXPECT_EQ(json->size(), kObjects);
+}
+
 TEST(JsonForMessageTest, IsShortAndPrintable) {
   EXPECT_EQ(JsonForMessage(nlohmann::json::parse("{\"a\": [1]}")), "{\"a\":[1]}");
   EXPECT_LT(JsonForMessage(std::string(1000, 'x')).size(), 80u);

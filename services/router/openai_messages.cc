@@ -11,6 +11,8 @@
 namespace sluice::router {
 namespace {
 
+// More names than a header has room for; each new one is compared with all before.
+constexpr size_t kIgnoredMax = 128;
 constexpr char kRoles[] = "\"system\", \"developer\", \"user\" or \"assistant\"";
 
 absl::Status Wrong(const std::string& field, const nlohmann::json& value, const char* wanted) {
@@ -73,6 +75,7 @@ absl::Status ParseMessage(const nlohmann::json& message, const std::string& path
   }
   SLUICE_RETURN_IF_ERROR(fields.status());
   for (const std::string& name : fields.Ignored()) {
+    if (ignored->size() >= kIgnoredMax) break;
     const std::string shown = "messages[]" + name.substr(path.size());
     if (std::find(ignored->begin(), ignored->end(), shown) == ignored->end()) {
       ignored->push_back(shown);

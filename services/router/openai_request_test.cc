@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "services/router/api_error.h"
 
 namespace sluice::router {
@@ -154,6 +155,18 @@ TEST(OpenAiRequest, IgnoresAndListsUnknownNames) {
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   EXPECT_THAT(parsed->ignored,
               ElementsAre("metadata", "wibble", "messages[].mood", "chat_template_kwargs.lang"));
+}
+
+TEST(OpenAiRequest, ListsNoMoreUnknownNamesOfMessagesThanAnybodyReads) {
+  std::string messages;
+  for (int i = 0; i < 1000; ++i) {
+    absl::StrAppend(&messages, i > 0 ? "," : "", R"({"role": "user", "content": "a", "mood)", i,
+                    R"(": 1})");
+  }
+  const auto parsed = ParseChatRequest(absl::StrCat("{\"messages\": [", messages, "]}"));
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  EXPECT_EQ(parsed->request.messages.size(), 1000u);
+  EXPECT_EQ(parsed->ignored.size(), 128u);
 }
 
 TEST(OpenAiRequest, AcceptsNeutralValuesOfWhatItCannotDo) {
