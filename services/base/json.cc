@@ -8,6 +8,7 @@ namespace sluice {
 namespace {
 
 constexpr int kMaxDepth = 64;
+constexpr size_t kErrorBytes = 300;
 
 // Of any text that is JSON as far as a parser gets: there strings are where they are here. (A
 // callback of the parser could tell, too, but with one it takes a time that is quadratic in the
@@ -41,7 +42,11 @@ absl::StatusOr<nlohmann::json> ParseJson(absl::string_view text, absl::string_vi
   try {
     return nlohmann::json::parse(text.begin(), text.end());
   } catch (const nlohmann::json::exception& error) {
-    return absl::InvalidArgumentError(absl::StrCat(origin, ": is not JSON: ", error.what()));
+    // It shows all of the word or text at which it ends, which may be most of the file.
+    const absl::string_view what = error.what();
+    return absl::InvalidArgumentError(absl::StrCat(origin,
+                                                   ": is not JSON: ", what.substr(0, kErrorBytes),
+                                                   what.size() > kErrorBytes ? "..." : ""));
   }
 }
 

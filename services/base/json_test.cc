@@ -54,6 +54,14 @@ TEST(ParseJsonTest, CountsLevelsOutsideOfStringsOnly) {
   EXPECT_THAT(ParseJson("[\"\\", "x.json").status().message(), HasSubstr("is not JSON"));
 }
 
+TEST(ParseJsonTest, ErrorsAreShortHoweverLongTheTextIs) {
+  for (const std::string& text : {"[\"" + std::string(1 << 20, 'x'), std::string(1 << 20, '9')}) {
+    const std::string error(ParseJson(text, "x.json").status().message());
+    EXPECT_THAT(error, HasSubstr("is not JSON"));
+    EXPECT_LT(error.size(), 350u);
+  }
+}
+
 // Half a million objects took minutes once, and a thread of the router with them.
 TEST(ParseJsonTest, ListsOfManyObjectsTakeTimeInProportion) {
   constexpr size_t kObjects = 500000;

@@ -52,6 +52,9 @@ struct Pem {
     return Wrong(reason == nullptr ? std::string(what) : absl::StrCat(what, " (", reason, ")"));
   }
   absl::StatusOr<std::string> Read() const {
+    // To open a pipe would wait for whoever writes into it, and with it all that the router does.
+    struct stat status {};
+    if (stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) return Wrong("is not a file");
     // Not mapped: whoever writes it anew may shorten it while it is read.
     std::ifstream file(path, std::ios::binary);
     std::string text(kFileBytesMax + 1, '\0');

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
@@ -34,6 +35,7 @@ TEST(TlsCertificate, NamesTheKeyTheFileAndWhatIsWrong) {
                                                 "-----BEGIN CERTIFICATE-----\nAAAA\n"));
   WriteText(folder + "/locked.pem", EncryptedKey());
   WriteText(folder + "/long.pem", std::string((1 << 20) + 1, '#'));
+  ASSERT_EQ(mkfifo((folder + "/pipe").c_str(), 0600), 0);
   const std::string certificate = good.section().certificate, key = good.section().key;
   const struct {
     TlsSection files;
@@ -46,6 +48,8 @@ TEST(TlsCertificate, NamesTheKeyTheFileAndWhatIsWrong) {
       {{folder + "/cut.pem", key}, "certificate", folder + "/cut.pem", "no certificate in PEM"},
       {{folder + "/chain.pem", key}, "certificate", folder + "/chain.pem", "certificate 2"},
       {{folder + "/long.pem", key}, "certificate", folder + "/long.pem", "more than 1048576 bytes"},
+      {{folder, key}, "certificate", folder, "is not a file"},
+      {{folder + "/pipe", key}, "certificate", folder + "/pipe", "is not a file"},
       {{certificate, folder + "/none"}, "key", folder + "/none", "No such file"},
       {{certificate, certificate}, "key", certificate, "no private key in PEM"},
       {{certificate, folder + "/locked.pem"}, "key", folder + "/locked.pem", "is encrypted"},
