@@ -9,6 +9,8 @@
 #include <variant>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "services/model/chat_template.h"
 
 namespace sluice::router {
@@ -70,5 +72,14 @@ inline constexpr size_t kLogitBiasMax = 1024;
 inline constexpr size_t kStopTokensMax = 128;
 inline constexpr size_t kRequestIdBytesMax = 256;
 inline constexpr size_t kCacheSaltBytesMax = 256;
+
+// A message's role as templates know it: "developer" becomes "system". False for any that is none
+// of kRoles.
+bool ToTemplateRole(std::string* role);
+inline constexpr char kRoles[] = "\"system\", \"developer\", \"user\" or \"assistant\"";
+
+// Fields that are right one by one, and not together: echo and logprobs, n and the number of
+// prompts. Errors: FieldError (api_error.h); `path` is what stands before the fields' names.
+absl::Status CheckTogether(const ApiRequest& request, absl::string_view path);
 
 }  // namespace sluice::router

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/string_view.h"
+#include "kernels/base/status.h"
 #include "services/router/grpc_generation.h"
 #include "services/router/grpc_status.h"
 #include "services/router/proto_request.h"
@@ -98,14 +99,13 @@ class TokenizerService final : public v1::Tokenizer::CallbackService {
  private:
   static absl::Status Tokenize(const ServedModel& model, const v1::TokenizeRequest& request,
                                v1::TokenizeResponse* response) {
-    if (absl::Status status = CheckModelName(model, request.model()); !status.ok()) return status;
-    const bool plain = request.no_special_tokens();
-    const auto ids = model.tokenizer->Encode(
-        request.text(),
-        {.added_tokens = plain ? model::AddedTokenMode::kPlainText : model::AddedTokenMode::kAll,
-         .add_bos = !plain && model.tokenizer->add_bos_token()});
-    if (!ids.ok()) return ids.status();
-    for (const int32_t id : *ids) response->add_token_ids(static_cast<uint32_t>(id));
+    SLUICE_ASSIGN_OR_RETURN(const TokenizeBody body, FromProto(request));
+    SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, router::Tokenize(model, body));
+    for (const int32_t id : ids) {
+      response->add_token_ids(static_cast<uint32_t>(id));
+      if (body.return_token_strs)
+        response->add_token_strs(std::string(model.tokenizer->TokenBytes(id)));
+    }
     response->set_max_model_len(static_cast<uint32_t>(model.context_tokens));
     return absl::OkStatus();
   }

@@ -49,12 +49,25 @@ void GenerationReactor::OnDone() {
 
 void GenerationReactor::OnStarted(const PreparedRequest& prepared,
                                   const std::vector<std::string>&) {
-  num_open_ = prepared.prompts.size() * prepared.request.n;
+  prepared_ = &prepared;
+  begun_.resize(prepared.prompts.size() * prepared.request.n);
+  num_open_ = begun_.size();
   context_->AddInitialMetadata("x-request-id", prepared.request.request_id);
 }
 
-void GenerationReactor::OnDelta(const ChoiceDelta& delta, const ApiUsage*) {
+void GenerationReactor::Begin(uint32_t index) {
+  if (!prepared_->request.echo || begun_[index]) return;
+  begun_[index] = true;
+  v1::GenerateChunk chunk;
+  chunk.set_index(index);
+  chunk.set_text_delta(prepared_->echoes[index / prepared_->request.n].text);
+  Enqueue(std::move(chunk));
+}
+
+void GenerationReactor::OnDelta(const ChoiceDelta& delta, const ApiUsage* usage) {
+  Begin(delta.index);
   v1::GenerateChunk chunk = ToProto(delta);
+  if (usage != nullptr) *chunk.mutable_usage() = ToProto(*usage);
   if (delta.end.has_value() && --num_open_ == 0) {
     last_ = std::move(chunk);
   } else {

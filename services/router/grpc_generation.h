@@ -35,6 +35,8 @@ class GenerationReactor final : public grpc::ServerWriteReactor<v1::GenerateChun
   GenerationReactor(Edge* edge, grpc::CallbackServerContext* context)
       : edge_(edge), context_(context) {}
 
+  // The prompt's text, before the first of an answer with echo.
+  void Begin(uint32_t index);
   void Enqueue(v1::GenerateChunk chunk);
   void WriteNext();
   void Abandon(absl::Status status);
@@ -45,8 +47,10 @@ class GenerationReactor final : public grpc::ServerWriteReactor<v1::GenerateChun
 
   // On the loop from here on.
   std::shared_ptr<ApiCall> call_;
-  size_t num_open_ = 0;     // answers that have not ended
-  v1::GenerateChunk last_;  // of the last answer: waits for the usage
+  const PreparedRequest* prepared_ = nullptr;  // from OnStarted on; the call's
+  std::vector<bool> begun_;  // of which answers with echo the prompt's text was sent
+  size_t num_open_ = 0;      // answers that have not ended
+  v1::GenerateChunk last_;   // of the last answer: waits for the usage
   std::deque<v1::GenerateChunk> waiting_;
   size_t waiting_bytes_ = 0;
   v1::GenerateChunk current_;  // being written

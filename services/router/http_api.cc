@@ -30,15 +30,7 @@ bool IsJson(absl::string_view content_type) {
 
 absl::StatusOr<std::string> TokenizeBodyToJson(const ServedModel& model, absl::string_view body) {
   SLUICE_ASSIGN_OR_RETURN(const TokenizeBody request, ParseTokenizeRequest(body));
-  SLUICE_RETURN_IF_ERROR(CheckModelName(model, request.model));
-  std::vector<int32_t> ids;
-  if (request.chat) {
-    SLUICE_ASSIGN_OR_RETURN(model::EncodedPrompt encoded,
-                            EncodeChat(model, request.messages, request.thinking));
-    ids = std::move(encoded.ids);
-  } else {
-    SLUICE_ASSIGN_OR_RETURN(ids, EncodeText(model, request.prompt, request.add_special_tokens));
-  }
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids, Tokenize(model, request));
   return TokenizeJson(ids, model.context_tokens,
                       request.return_token_strs ? model.tokenizer.get() : nullptr);
 }

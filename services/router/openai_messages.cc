@@ -6,6 +6,7 @@
 #include "kernels/base/status.h"
 #include "services/base/json.h"
 #include "services/router/api_error.h"
+#include "services/router/api_request.h"
 #include "services/router/json_fields.h"
 
 namespace sluice::router {
@@ -13,7 +14,6 @@ namespace {
 
 // More names than a header has room for; each new one is compared with all before.
 constexpr size_t kIgnoredMax = 128;
-constexpr char kRoles[] = "\"system\", \"developer\", \"user\" or \"assistant\"";
 
 absl::Status Wrong(const std::string& field, const nlohmann::json& value, const char* wanted) {
   return FieldError(field, absl::StrCat(field, " is ", JsonForMessage(value), ", wanted ", wanted));
@@ -51,10 +51,7 @@ absl::Status ParseMessage(const nlohmann::json& message, const std::string& path
     return fields.status();
   }
   out->role = role->get<std::string>();
-  if (out->role == "developer") out->role = "system";
-  if (out->role != "system" && out->role != "user" && out->role != "assistant") {
-    fields.Fail("role", kRoles);
-  }
+  if (!ToTemplateRole(&out->role)) fields.Fail("role", kRoles);
   const nlohmann::json* content = fields.Get("content");
   if (content == nullptr) {
     if (out->role != "assistant") fields.Fail("content", "a text, or a list of parts");

@@ -331,18 +331,8 @@ absl::StatusOr<ParsedRequest> ParseCompletionRequest(absl::string_view body) {
   fields.Int("logprobs", 0, kTopLogprobsMax, &request.sampling.num_logprobs);
   fields.Bool("echo", &request.echo);
   fields.Bool("add_special_tokens", &request.add_special_tokens);
-  if (request.echo && request.sampling.num_logprobs >= 0) {
-    fields.FailWith(
-        FieldError("logprobs",
-                   "logprobs together with echo is not supported by this server: the prompt's "
-                   "tokens have no log-probabilities here; leave out one of the two"));
-  }
   SLUICE_RETURN_IF_ERROR(fields.status());
-  if (request.prompts.size() * request.n > kChoicesMax) {
-    return FieldError(
-        "n", absl::StrCat("n is ", request.n, " for ", request.prompts.size(),
-                          " prompts, wanted at most ", kChoicesMax, " answers in one request"));
-  }
+  SLUICE_RETURN_IF_ERROR(CheckTogether(request, ""));
   parsed.ignored = AllIgnored(fields, std::move(nested));
   return parsed;
 }

@@ -31,7 +31,8 @@ struct TokenizeBody {
   std::string prompt;
   std::vector<model::ChatMessage> messages;
   bool thinking = false;
-  bool add_special_tokens = true;
+  bool add_special_tokens = true;  // BOS before the prompt
+  bool plain = false;  // control tokens in the prompt are text like any other, and no BOS is added
   bool return_token_strs = false;
 };
 absl::StatusOr<TokenizeBody> ParseTokenizeRequest(absl::string_view body);

@@ -203,6 +203,21 @@ absl::StatusOr<std::vector<int32_t>> EncodeText(const ServedModel& model, absl::
              .add_bos = add_special_tokens && model.tokenizer->add_bos_token()});
 }
 
+absl::StatusOr<std::vector<int32_t>> Tokenize(const ServedModel& model,
+                                              const TokenizeBody& request) {
+  SLUICE_RETURN_IF_ERROR(CheckModelName(model, request.model));
+  if (request.chat) {
+    SLUICE_ASSIGN_OR_RETURN(model::EncodedPrompt encoded,
+                            EncodeChat(model, request.messages, request.thinking));
+    return std::move(encoded.ids);
+  }
+  if (request.plain) {
+    return model.tokenizer->Encode(request.prompt,
+                                   {.added_tokens = model::AddedTokenMode::kPlainText});
+  }
+  return EncodeText(model, request.prompt, request.add_special_tokens);
+}
+
 absl::StatusOr<PreparedRequest> Prepare(const ServedModel& model, ApiRequest request,
                                         const PreparationContext& context) {
   SLUICE_RETURN_IF_ERROR(CheckModelName(model, request.model));

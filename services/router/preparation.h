@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "services/router/api_request.h"
 #include "services/router/generation.h"
+#include "services/router/openai_request.h"
 #include "services/router/openai_response.h"
 #include "services/router/served_model.h"
 
@@ -52,5 +53,8 @@ absl::StatusOr<model::EncodedPrompt> EncodeChat(const ServedModel& model,
                                                 bool thinking);
 absl::StatusOr<std::vector<int32_t>> EncodeText(const ServedModel& model, absl::string_view text,
                                                 bool add_special_tokens);
+// What a tokenization call asks for. Errors as of Prepare().
+absl::StatusOr<std::vector<int32_t>> Tokenize(const ServedModel& model,
+                                              const TokenizeBody& request);
 
 }  // namespace sluice::router

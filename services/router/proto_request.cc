@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "services/base/json.h"
 #include "services/model/stop_matcher.h"
 #include "services/router/api_error.h"
 
@@ -14,9 +15,10 @@ namespace sluice::router {
 namespace {
 
 constexpr uint32_t kIdMax = std::numeric_limits<int32_t>::max();
+constexpr int64_t kTokensMax = std::numeric_limits<uint32_t>::max();
 
 template <typename T>
-absl::Status Wrong(const char* field, const T& value, absl::string_view wanted) {
+absl::Status Wrong(absl::string_view field, const T& value, absl::string_view wanted) {
   return FieldError(field, absl::StrCat(field, " is ", value, ", wanted ", wanted));
 }
 
@@ -34,7 +36,7 @@ absl::Status CheckFloat(const char* field, bool is_set, float value, double low,
 }
 
 template <typename Ids>
-absl::StatusOr<std::vector<int32_t>> ToIds(const Ids& ids, const char* field) {
+absl::StatusOr<std::vector<int32_t>> ToIds(const Ids& ids, absl::string_view field) {
   std::vector<int32_t> out;
   out.reserve(static_cast<size_t>(ids.size()));
   for (const uint32_t id : ids) {
@@ -109,6 +111,22 @@ absl::Status FillSampling(const v1::GenerationOptions& options, SamplingOptions*
   return absl::OkStatus();
 }
 
+absl::Status FillTruncation(const v1::GenerationOptions& options, ApiRequest* out) {
+  if (options.truncate_prompt()) out->truncate_prompt_tokens = -1;
+  if (!options.has_truncate_prompt_tokens()) return absl::OkStatus();
+  const int64_t tokens = options.truncate_prompt_tokens();
+  if (tokens < -1 || tokens > kTokensMax) {
+    return Wrong("options.truncate_prompt_tokens", tokens,
+                 absl::StrCat("a whole number from -1 to ", kTokensMax));
+  }
+  if (tokens == 0) {
+    return Wrong("options.truncate_prompt_tokens", tokens,
+                 "-1 (what fits) or a whole number of at least 1");
+  }
+  out->truncate_prompt_tokens = tokens;
+  return absl::OkStatus();
+}
+
 absl::Status FillOptions(const v1::GenerationOptions& options, ApiRequest* out) {
   SLUICE_RETURN_IF_ERROR(FillSampling(options, &out->sampling));
   if (options.n() > kChoicesMax) {
@@ -123,9 +141,70 @@ absl::Status FillOptions(const v1::GenerationOptions& options, ApiRequest* out) 
   out->request_id = options.request_id();
   out->priority = options.priority();
   out->cache_salt = options.cache_salt();
-  if (options.truncate_prompt()) out->truncate_prompt_tokens = -1;
+  SLUICE_RETURN_IF_ERROR(FillTruncation(options, out));
+  out->include_stop = options.include_stop();
+  if (options.has_skip_special_tokens()) out->skip_special_tokens = options.skip_special_tokens();
+  out->continuous_usage = options.continuous_usage();
   out->stream = true;
   out->return_token_ids = true;
+  return absl::OkStatus();
+}
+
+absl::Status AppendIds(const v1::TokenIds& message, absl::string_view field,
+                       std::vector<PromptInput>* prompts) {
+  SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ToIds(message.ids(), field));
+  prompts->emplace_back(std::move(ids));
+  return absl::OkStatus();
+}
+
+absl::Status FillPromptList(const v1::PromptList& list, std::vector<PromptInput>* prompts) {
+  if (list.prompts().empty() || list.prompts_size() > static_cast<int>(kChoicesMax)) {
+    return Wrong("prompts", absl::StrCat(list.prompts_size(), " entries long"),
+                 absl::StrCat("1 to ", kChoicesMax));
+  }
+  for (int i = 0; i < list.prompts_size(); ++i) {
+    const v1::TextOrTokens& prompt = list.prompts(i);
+    const std::string field = absl::StrCat("prompts[", i, "]");
+    switch (prompt.input_case()) {
+      case v1::TextOrTokens::kText:
+        prompts->emplace_back(prompt.text());
+        break;
+      case v1::TextOrTokens::kTokenIds:
+        SLUICE_RETURN_IF_ERROR(AppendIds(prompt.token_ids(), field, prompts));
+        break;
+      case v1::TextOrTokens::INPUT_NOT_SET:
+        return FieldError(field, absl::StrCat(field, " is missing, wanted text or token_ids"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillPrompts(const v1::GenerateRequest& message, std::vector<PromptInput>* prompts) {
+  switch (message.input_case()) {
+    case v1::GenerateRequest::kText:
+      prompts->emplace_back(message.text());
+      return absl::OkStatus();
+    case v1::GenerateRequest::kTokenIds:
+      return AppendIds(message.token_ids(), "token_ids", prompts);
+    case v1::GenerateRequest::kPrompts:
+      return FillPromptList(message.prompts(), prompts);
+    case v1::GenerateRequest::INPUT_NOT_SET:
+      break;
+  }
+  return FieldError("input", "input is missing, wanted text, token_ids or prompts");
+}
+
+using MessageList = google::protobuf::RepeatedPtrField<v1::ChatMessage>;
+
+absl::Status FillMessages(const MessageList& messages, std::vector<model::ChatMessage>* out) {
+  if (messages.empty()) return Wrong("messages", "[]", "a list of at least one message");
+  for (const v1::ChatMessage& message : messages) {
+    std::string role = message.role();
+    if (!ToTemplateRole(&role)) {
+      return Wrong(absl::StrCat("messages[", out->size(), "].role"), JsonForMessage(role), kRoles);
+    }
+    out->push_back({.role = std::move(role), .content = message.content()});
+  }
   return absl::OkStatus();
 }
 
@@ -135,20 +214,11 @@ absl::StatusOr<ParsedRequest> FromProto(const v1::GenerateRequest& message) {
   ParsedRequest parsed;
   ApiRequest& request = parsed.request;
   request.model = message.model();
-  switch (message.input_case()) {
-    case v1::GenerateRequest::kText:
-      request.prompts.emplace_back(message.text());
-      break;
-    case v1::GenerateRequest::kTokenIds: {
-      SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                              ToIds(message.token_ids().ids(), "token_ids"));
-      request.prompts.emplace_back(std::move(ids));
-      break;
-    }
-    case v1::GenerateRequest::INPUT_NOT_SET:
-      return FieldError("input", "input is missing, wanted text or token_ids");
-  }
+  SLUICE_RETURN_IF_ERROR(FillPrompts(message, &request.prompts));
   SLUICE_RETURN_IF_ERROR(FillOptions(message.options(), &request));
+  request.echo = message.echo();
+  if (message.has_add_special_tokens()) request.add_special_tokens = message.add_special_tokens();
+  SLUICE_RETURN_IF_ERROR(CheckTogether(request, "options."));
   return parsed;
 }
 
@@ -157,11 +227,27 @@ absl::StatusOr<ParsedRequest> FromProto(const v1::ChatRequest& message) {
   ApiRequest& request = parsed.request;
   request.chat = true;
   request.model = message.model();
-  for (const v1::ChatMessage& entry : message.messages()) {
-    request.messages.push_back({.role = entry.role(), .content = entry.content()});
-  }
+  SLUICE_RETURN_IF_ERROR(FillMessages(message.messages(), &request.messages));
   request.thinking = message.thinking();
+  if (message.has_include_reasoning()) request.include_reasoning = message.include_reasoning();
+  if (message.has_separate_reasoning()) request.separate_reasoning = message.separate_reasoning();
+  if (message.has_stream_reasoning()) request.stream_reasoning = message.stream_reasoning();
   SLUICE_RETURN_IF_ERROR(FillOptions(message.options(), &request));
+  return parsed;
+}
+
+absl::StatusOr<TokenizeBody> FromProto(const v1::TokenizeRequest& message) {
+  TokenizeBody parsed{.model = message.model(),
+                      .plain = message.no_special_tokens(),
+                      .return_token_strs = message.return_token_strs()};
+  if (!message.messages().empty()) {
+    parsed.chat = true;
+    parsed.thinking = message.thinking();
+    SLUICE_RETURN_IF_ERROR(FillMessages(message.messages(), &parsed.messages));
+    return parsed;
+  }
+  parsed.prompt = message.text();
+  if (message.has_add_special_tokens()) parsed.add_special_tokens = message.add_special_tokens();
   return parsed;
 }
 
@@ -185,6 +271,8 @@ v1::GenerateChunk ToProto(const ChoiceDelta& delta) {
     chunk.set_finish_reason(delta.end->length ? v1::FINISH_REASON_LENGTH : v1::FINISH_REASON_STOP);
     if (const auto* text = std::get_if<std::string>(&delta.end->stop_reason)) {
       chunk.set_matched_stop(*text);
+    } else if (const auto* id = std::get_if<int32_t>(&delta.end->stop_reason)) {
+      chunk.set_matched_stop_token(static_cast<uint32_t>(*id));
     }
   }
   return chunk;

@@ -13,6 +13,7 @@ namespace sluice::router {
 // value and what is wanted.
 absl::StatusOr<ParsedRequest> FromProto(const v1::GenerateRequest& message);
 absl::StatusOr<ParsedRequest> FromProto(const v1::ChatRequest& message);
+absl::StatusOr<TokenizeBody> FromProto(const v1::TokenizeRequest& message);
 
 v1::GenerateChunk ToProto(const ChoiceDelta& delta);
 v1::Usage ToProto(const ApiUsage& usage);
