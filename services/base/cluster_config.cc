@@ -14,6 +14,8 @@
 namespace sluice {
 namespace {
 
+constexpr size_t kClassesMax = 8;  // that routers tell apart
+
 constexpr int64_t kMillion = 1'000'000;
 constexpr uint64_t kTiB = uint64_t{1} << 40;
 constexpr absl::Duration kDay = absl::Hours(24);
@@ -87,6 +89,13 @@ void Describe(ConfigVisitor& v, RouterSection& s, const std::string& path) {
   v.Duration("request_timeout", &s.request_timeout, absl::ZeroDuration(), 7 * kDay);
   v.Int("prompt_tokens_max", &s.prompt_tokens_max, 0, int64_t{1} << 31);
   v.Choice("truncate_prompt", &s.truncate_prompt, {"none", "left"});
+  v.List("classes", &s.classes, [](ConfigVisitor& item, ClassSection& section) {
+    item.Duration("ttft", &section.ttft, absl::ZeroDuration(), kDay);
+    item.Duration("tpot", &section.tpot, absl::ZeroDuration(), kDay);
+  });
+  if (s.classes.size() > kClassesMax) {
+    v.Problem("classes", absl::StrCat("are ", s.classes.size(), ", wanted at most ", kClassesMax));
+  }
   v.List("api_keys", &s.api_keys, [](ConfigVisitor& item, ApiKey& key) { Describe(item, key); });
   v.Section("tls", [&](ConfigVisitor& tls) { Describe(tls, s.tls, path); });
 }

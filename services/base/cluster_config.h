@@ -47,6 +47,12 @@ struct TlsSection {
   bool enabled() const { return !certificate.empty(); }
 };
 
+// What requests of a class should get: 0, none.
+struct ClassSection {
+  absl::Duration ttft;  // to the first token; those that would wait longer are refused
+  absl::Duration tpot;  // per token after it
+};
+
 struct RouterSection {
   int count = 1;                       // 1..64; the n-th (from 0) has 10 n added to its ports
   Address http{"127.0.0.1", 8000};     // OpenAI API, /health, /metrics
@@ -63,6 +69,7 @@ struct RouterSection {
   int64_t prompt_tokens_max = 0;  // 0: what the model's context holds; longer is refused or cut
   // Over-long prompts: none: refuse them; left: cut their beginning.
   std::string truncate_prompt = "none";
+  std::vector<ClassSection> classes;  // by priority, from 0; at most 8
   std::vector<ApiKey> api_keys;
   TlsSection tls;  // of http and grpc
 };

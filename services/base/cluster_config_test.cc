@@ -52,6 +52,7 @@ router:
   request_timeout: 0
   prompt_tokens_max: 1000
   truncate_prompt: left
+  classes: [{ttft: 2s, tpot: 50ms}, {}, {ttft: 1m}]
   api_keys:
     - {name: team-a, sha256: 2CF24DBA5FB0A30E26E83B2AC5B9E29E1B161E5C1FA7425E73043362938B9824}
   tls: {certificate: tls/cert.pem, key: /keys/key.pem, client_ca: ../ca.pem}
@@ -87,6 +88,11 @@ timeouts: {heartbeat: 100ms, drain: 0, kv: 90s, start: 20s}
   EXPECT_EQ(config->router.request_timeout, absl::ZeroDuration());
   EXPECT_EQ(config->router.prompt_tokens_max, 1000);
   EXPECT_EQ(config->router.truncate_prompt, "left");
+  ASSERT_EQ(config->router.classes.size(), 3u);
+  EXPECT_EQ(config->router.classes[0].ttft, absl::Seconds(2));
+  EXPECT_EQ(config->router.classes[0].tpot, absl::Milliseconds(50));
+  EXPECT_EQ(config->router.classes[1].ttft, absl::ZeroDuration());
+  EXPECT_EQ(config->router.classes[2].ttft, absl::Minutes(1));
   ASSERT_EQ(config->router.api_keys.size(), 1u);
   EXPECT_EQ(config->router.api_keys[0].name, "team-a");
   EXPECT_EQ(config->router.api_keys[0].sha256.substr(0, 4), "2cf2");

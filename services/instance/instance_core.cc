@@ -558,6 +558,7 @@ v1::Heartbeat InstanceCore::MakeHeartbeat(absl::Time now) const {
   load.set_kv_pages_cached(static_cast<uint64_t>(pool.num_cached()));
   load.set_kv_pages_quarantined(static_cast<uint64_t>(pool.num_quarantined()));
   load.set_prompt_speed(step_times_.prompt_speed());
+  load.set_step_seconds(step_times_.step_seconds());
   load.set_preemptions(static_cast<uint64_t>(scheduler_.num_preemptions()));
   return heartbeat;
 }

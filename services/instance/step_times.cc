@@ -26,8 +26,11 @@ StepTimes::Taken StepTimes::OnResult(absl::Time now) {
     window_start_ = now;
   }
   longest_ = std::max(longest_, duration);
+  const double seconds = absl::ToDoubleSeconds(duration);
+  step_seconds_ =
+      step_seconds_ == 0 ? seconds : step_seconds_ + kNewest * (seconds - step_seconds_);
   if (step.prompt_tokens > 0 && duration > absl::ZeroDuration()) {
-    const double rate = static_cast<double>(step.prompt_tokens) / absl::ToDoubleSeconds(duration);
+    const double rate = static_cast<double>(step.prompt_tokens) / seconds;
     rate_ = rate_ == 0 ? rate : rate_ + kNewest * (rate - rate_);
   }
   return {duration, step.prompt_tokens};

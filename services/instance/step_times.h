@@ -26,6 +26,8 @@ class StepTimes {
   bool in_flight() const { return !steps_.empty(); }
   // Of the last minute: between one and two of its halves are looked at.
   absl::Duration longest(absl::Time now) const;
+  // Of all steps, a moving average; 0: none yet.
+  double step_seconds() const { return step_seconds_; }
   // Of steps with prompts, a moving average; 0: none yet.
   double prompt_speed() const { return rate_; }
 
@@ -39,6 +41,7 @@ class StepTimes {
   absl::Time window_start_ = absl::InfinitePast();
   absl::Duration longest_, longest_before_;  // of this half minute, of the one before
   double rate_ = 0;
+  double step_seconds_ = 0;
 };
 
 }  // namespace sluice::instance

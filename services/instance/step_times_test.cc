@@ -50,5 +50,16 @@ TEST(StepTimesTest, TheRateIsThatOfStepsWithPrompts) {
   EXPECT_DOUBLE_EQ(times.prompt_speed(), 120);
 }
 
+TEST(StepTimesTest, TheStepsDurationIsThatOfAllSteps) {
+  StepTimes times;
+  EXPECT_DOUBLE_EQ(times.step_seconds(), 0);
+  times.OnSubmit(At(0), 100);
+  times.OnResult(At(1000));
+  EXPECT_DOUBLE_EQ(times.step_seconds(), 1);
+  times.OnSubmit(At(1000), 0);
+  times.OnResult(At(1500));
+  EXPECT_DOUBLE_EQ(times.step_seconds(), 0.9);
+}
+
 }  // namespace
 }  // namespace sluice::instance

@@ -18,9 +18,9 @@ double Decay(absl::Time from, absl::Time to) {
   return std::exp(-absl::FDivDuration(std::max(to - from, absl::ZeroDuration()), kRateWindow));
 }
 
-uint32_t ClassOf(uint32_t priority) { return std::min(priority, kClasses - 1); }
-
 }  // namespace
+
+uint32_t ClassOf(uint32_t priority) { return std::min(priority, kClasses - 1); }
 
 void RateMeter::Add(double amount, absl::Time now) {
   sum_ = sum_ * Decay(at_, now) + amount;
@@ -96,19 +96,22 @@ int64_t AdmissionQueue::tokens() const {
   return tokens;
 }
 
-// How long it takes to place what stands before a newcomer of the class, at the measured pace.
 absl::Duration AdmissionQueue::RetryAfterOf(uint32_t klass, absl::Time now) const {
+  return std::clamp(WaitOf(klass, now), kRetryMin, kRetryMax);
+}
+
+// To place what stands before it.
+absl::Duration AdmissionQueue::WaitOf(uint32_t priority, absl::Time now) const {
   double requests = 0;
   double tokens = 0;
-  for (uint32_t i = 0; i <= klass; ++i) {
+  for (uint32_t i = 0; i <= ClassOf(priority); ++i) {
     requests += static_cast<double>(classes_[i].queue.size());
     tokens += static_cast<double>(classes_[i].tokens);
   }
   const double request_rate = placed_requests_.PerSecond(now);
   const double token_rate = placed_tokens_.PerSecond(now);
-  if (request_rate <= 0 || token_rate <= 0) return kRetryMin;  // nothing measured yet
-  const absl::Duration wait = absl::Seconds(std::max(requests / request_rate, tokens / token_rate));
-  return std::clamp(wait, kRetryMin, kRetryMax);
+  if (request_rate <= 0 || token_rate <= 0) return absl::ZeroDuration();
+  return absl::Seconds(std::max(requests / request_rate, tokens / token_rate));
 }
 
 }  // namespace sluice::router

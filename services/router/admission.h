@@ -20,6 +20,7 @@
 namespace sluice::router {
 
 inline constexpr uint32_t kClasses = 8;  // 0 first; higher numbers count as the last
+uint32_t ClassOf(uint32_t priority);
 inline constexpr absl::Duration kAgeing = absl::Seconds(5);
 
 // Events per second over the last ten seconds or so: an exponential mean.
@@ -31,6 +32,12 @@ class RateMeter {
  private:
   double sum_ = 0;  // decayed to `at_`
   absl::Time at_ = absl::InfinitePast();
+};
+
+// What requests of a class should get; zero: whatever comes.
+struct ClassTargets {
+  absl::Duration ttft;  // time to the first token
+  absl::Duration tpot;  // time per token after it
 };
 
 struct Waiting {
@@ -52,6 +59,8 @@ class AdmissionQueue {
   void Push(const Waiting& waiting);
   void Erase(const Waiting& waiting);
   std::optional<Waiting> Next(absl::Time now) const;
+  // How long a newcomer of the class would wait, by the measured pace; zero while that is unknown.
+  absl::Duration WaitOf(uint32_t priority, absl::Time now) const;
   // Somebody got a place: what hints are measured by.
   void CountPlaced(int64_t tokens, absl::Time now);
 

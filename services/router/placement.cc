@@ -9,6 +9,7 @@ namespace sluice::router {
 namespace {
 
 // Larger than any real cost, each larger than all before it together.
+constexpr double kTooSlowCost = 1e4;
 constexpr double kTooSmallForAllCost = 1e6;
 constexpr double kFullCost = 1e8;
 constexpr double kFailedBeforeCost = 1e10;
@@ -48,6 +49,13 @@ double CrowdedSeconds(const Candidate& c, int64_t pages) {
   const double slots = static_cast<double>(c.requests + 1) / std::max<int64_t>(1, c.slots);
   const double used = static_cast<double>(c.kv_pages - c.kv_pages_free + pages - c.cached_pages);
   return kCrowdedSeconds * (slots + used / std::max<int64_t>(1, c.kv_pages));
+}
+
+// Steps of an idle instance say nothing of those to come.
+double SlowSeconds(const PlacementNeed& need, const Candidate& c) {
+  const bool slow =
+      need.step_seconds_max > 0 && c.requests > 0 && c.step_seconds > need.step_seconds_max;
+  return slow ? kTooSlowCost : 0;
 }
 
 double TransferSeconds(const PlacementNeed& need, const Candidate& c) {
@@ -99,7 +107,7 @@ Placement Place(const PlacementNeed& need, absl::Span<const Candidate> candidate
     if (SequenceMax(c) < need.tokens + 1) continue;
     Layout& layout = LayoutOf(c.kv_layout, &layouts);
     const double prefill = PrefillSeconds(need, c);
-    const double crowded = CrowdedSeconds(c, pages);
+    const double crowded = CrowdedSeconds(c, pages) + SlowSeconds(need, c);
     if (IsPrefill(c)) {
       layout.prefill.Offer(i, prefill, PrefillFull(c), need, candidates);
     } else if (IsDecode(c)) {

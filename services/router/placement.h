@@ -9,6 +9,8 @@
 //   mixed    both, without the transfer
 // Both sides of a pair count apart, so that the cheapest prefill and the cheapest decode of a KV
 // layout are its cheapest pair, and a decision takes time in proportion to the instances.
+// A decode or mixed instance that is busy with steps longer than the request's class wants is taken
+// only if there is no other.
 // An instance that failed this request is taken only if there is no other; one that is full for now
 // is waited for, not passed over for one that failed.
 #pragma once
@@ -41,6 +43,7 @@ struct Candidate {
   int64_t step_tokens = 0;
   int64_t waiting_tokens = 0;
   double tokens_per_second = 0;  // of prompts; 0: not known
+  double step_seconds = 0;       // 0: not known
   int64_t cached_pages = 0;      // of this request's first ones
   int64_t placements = 0;        // so far: fewest first among equals
   bool failed_before = false;    // this request
@@ -48,8 +51,9 @@ struct Candidate {
 };
 
 struct PlacementNeed {
-  int64_t tokens = 0;      // known: prompt and output so far
-  int64_t tokens_max = 0;  // with all output it may get
+  int64_t tokens = 0;           // known: prompt and output so far
+  int64_t tokens_max = 0;       // with all output it may get
+  double step_seconds_max = 0;  // that its class wants; 0: none
 };
 
 enum class PlacementVerdict {

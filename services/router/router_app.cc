@@ -71,6 +71,9 @@ RouterOptions CoreOptions(const ClusterConfig& config, const ProcessConfig& proc
   options.model_hash.assign(model.hash.begin(), model.hash.end());
   options.active_requests_max = config.router.active_requests_max;
   options.queued_requests_max = config.router.queued_requests_max;
+  for (const ClassSection& section : config.router.classes) {
+    options.class_targets.push_back({.ttft = section.ttft, .tpot = section.tpot});
+  }
   options.queue_wait_max = config.router.queue_timeout > absl::ZeroDuration()
                                ? config.router.queue_timeout
                                : absl::InfiniteDuration();

@@ -44,6 +44,7 @@ PlacementVerdict RouterCore::Impl::TryPlace(Request* request, absl::Time now) {
   const PlacementNeed need = {
       .tokens = request->known_tokens(),
       .tokens_max = static_cast<int64_t>(prompt.ids.size()) + request->spec.sampling.max_tokens(),
+      .step_seconds_max = absl::ToDoubleSeconds(TargetsOf(request->spec.priority).tpot),
   };
   const Placement placement = Place(need, candidates);
   probe_->OnDecisionEnd();
@@ -189,6 +190,7 @@ std::unique_ptr<Request> RouterCore::Impl::Remove(Request* request, absl::Status
   }
   timers_.erase({request->timer, request->id});
   request->timings.total = now - request->submitted;
+  CountTargets(code, *request);
   probe_->OnRequestEnd(code, request->usage, request->timings);
   auto node = requests_.extract(request->id);
   return std::move(node.mapped());

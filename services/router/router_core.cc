@@ -124,7 +124,38 @@ absl::StatusOr<int64_t> RouterCore::Impl::CheckRequest(const GenerationRequest& 
   absl::Status room =
       queue_.CheckRoom(request.priority, static_cast<int64_t>(prompt.ids.size()), now);
   if (!room.ok()) return refuse("queue_full", std::move(room));
+  const absl::Duration ttft = TargetsOf(request.priority).ttft;
+  const absl::Duration wait = queue_.WaitOf(request.priority, now);
+  if (ttft > absl::ZeroDuration() && wait > ttft) {
+    return refuse(
+        "ttft_target",
+        WithRetryAfter(
+            absl::ResourceExhaustedError(absl::StrCat(
+                "class ", ClassOf(request.priority), " is to get its first token within ",
+                absl::FormatDuration(ttft), ", and what waits before this request takes about ",
+                absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(100))))),
+            wait - ttft));
+  }
   return longest.tokens;
+}
+
+ClassTargets RouterCore::Impl::TargetsOf(uint32_t priority) const {
+  const size_t klass = ClassOf(priority);
+  return klass < options_.class_targets.size() ? options_.class_targets[klass] : ClassTargets();
+}
+
+void RouterCore::Impl::CountTargets(absl::StatusCode code, const Request& request) {
+  const ClassTargets targets = TargetsOf(request.spec.priority);
+  const uint32_t klass = ClassOf(request.spec.priority);
+  const Timings& timings = request.timings;
+  const int64_t tokens = request.usage.output_tokens;
+  if (tokens > 0 && targets.ttft > absl::ZeroDuration()) {
+    probe_->OnTarget("ttft", klass, timings.first_token <= targets.ttft);
+  }
+  if (code == absl::StatusCode::kOk && tokens > 1 && targets.tpot > absl::ZeroDuration()) {
+    const absl::Duration per_token = (timings.total - timings.first_token) / (tokens - 1);
+    probe_->OnTarget("tpot", klass, per_token <= targets.tpot);
+  }
 }
 
 absl::StatusOr<RequestId> RouterCore::Impl::Submit(GenerationRequest spec, GenerationSink* sink,

@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "services/router/admission.h"
 #include "services/router/generation.h"
 #include "services/router/router_probe.h"
 #include "services/router/worker_bus.h"
@@ -38,6 +39,7 @@ struct RouterOptions {
   // Of each class: what may wait for a place. More is refused at once.
   int64_t queued_requests_max = 4096;
   int64_t queued_tokens_max = 16 << 20;
+  std::vector<ClassTargets> class_targets;  // by class; those that are missing have none
   // What a request may wait for a place, if its deadline does not come first.
   absl::Duration queue_wait_max = absl::Minutes(10);
   // While no instance at all can take requests, new ones are refused; those that were accepted

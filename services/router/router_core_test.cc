@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "services/router/request.h"
@@ -82,6 +83,9 @@ class CountingProbe final : public RouterProbe {
   }
   void OnAttemptFailed(absl::string_view reason) override {
     ++counts["failed " + std::string(reason)];
+  }
+  void OnTarget(absl::string_view target, uint32_t klass, bool met) override {
+    ++counts[absl::StrCat(target, " of ", klass, met ? " met" : " missed")];
   }
   void OnKvEvents(absl::string_view status) override { ++counts["kv " + std::string(status)]; }
   void OnMigration(Migration kind) override {
@@ -790,6 +794,54 @@ TEST_F(RouterCoreTest, QueuesAreBoundedByClass) {
   other.priority = 1;
   EXPECT_TRUE(core->Submit(other, &sinks[8], now).ok());
   EXPECT_EQ(probe.counts["rejected queue_full"], 1);
+}
+
+TEST_F(RouterCoreTest, WhatWouldMissItsFirstTokensTargetIsRefused) {
+  Restart({.class_targets = {{.ttft = absl::Seconds(1)}}});
+  AttachPair();
+  std::vector<RecordingSink> sinks(8);
+  // Four are placed: 0.4 a second, over the window of the pace.
+  for (int i = 0; i < 4; ++i) Submit(&sinks[i]);
+  Submit(&sinks[4]);  // before it nobody waits
+  const absl::Status refused = core->Submit(Ask(), &sinks[5], now).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(refused.message(), testing::AllOf(HasSubstr("class 0"), HasSubstr("within 1s"),
+                                                HasSubstr("about 2.5s")));
+  EXPECT_EQ(RetryAfter(refused), absl::Seconds(1.5));
+  EXPECT_EQ(probe.counts["rejected ttft_target"], 1);
+  GenerationRequest other = Ask();
+  other.priority = 1;  // whose class has no target
+  EXPECT_TRUE(core->Submit(other, &sinks[6], now).ok());
+}
+
+TEST_F(RouterCoreTest, TargetsAreCountedByClass) {
+  Restart(
+      {.class_targets = {{}, {.ttft = absl::Milliseconds(40), .tpot = absl::Milliseconds(10)}}});
+  AttachPair();
+  const auto run = [&](uint32_t priority, absl::Duration first, absl::Duration rest) {
+    RecordingSink sink;
+    GenerationRequest ask = Ask();
+    ask.priority = priority;
+    const RequestId id = *core->Submit(ask, &sink, now);
+    NextAdmits(kP, kD);
+    Leased(kD, id);
+    Next(kP);
+    now += first;
+    Tokens(kP, id, 1, 0, {50});
+    Next(kD);
+    KvReady(kD, id);
+    now += rest;
+    Tokens(kD, id, 1, 1, {51, 52, 53}, v1::FINISH_LENGTH);
+  };
+  run(1, absl::Milliseconds(40), absl::Milliseconds(30));
+  run(1, absl::Milliseconds(41), absl::Milliseconds(33));
+  run(1, absl::Milliseconds(10), absl::Milliseconds(31));
+  run(0, absl::Milliseconds(500), absl::Milliseconds(500));  // has none
+  EXPECT_EQ(probe.counts, (std::map<std::string, int>{{"end OK", 4},
+                                                      {"ttft of 1 met", 2},
+                                                      {"ttft of 1 missed", 1},
+                                                      {"tpot of 1 met", 1},
+                                                      {"tpot of 1 missed", 2}}));
 }
 
 TEST_F(RouterCoreTest, NoMoreThanAllowedArePlacedAtOnce) {

@@ -88,6 +88,8 @@ class RouterCore::Impl {
   void OnLeased(Worker* worker, const sluice::v1::Leased& leased, absl::Time now);
   void OnKvReady(Worker* worker, const sluice::v1::KvReady& ready, absl::Time now);
   void OnTokens(WorkerId worker, const sluice::v1::RequestTokens& tokens, absl::Time now);
+  ClassTargets TargetsOf(uint32_t priority) const;
+  void CountTargets(absl::StatusCode code, const Request& request);
   void OnFirstToken(Request* request, const sluice::v1::RequestTokens& tokens, absl::Time now);
   void OnAttemptEnded(Worker* worker, const sluice::v1::AttemptEnded& ended, absl::Time now);
   void OnKvEvents(Worker* worker, const sluice::v1::KvEvents& events);

@@ -139,6 +139,16 @@ void RouterMetrics::OnFirstToken(absl::Duration since_submit) {
   recent_ttft_.Add(since_submit, clock_.Now());
 }
 
+void RouterMetrics::OnTarget(absl::string_view target, uint32_t klass, bool met) {
+  metrics_
+      .Counter("sluice_router_targets_total",
+               "Requests of classes that have a target, by whether it was met",
+               {{"target", std::string(target)},
+                {"class", std::to_string(klass)},
+                {"met", met ? "true" : "false"}})
+      .Increment();
+}
+
 void RouterMetrics::OnTokens(int64_t tokens, absl::Duration gap) {
   recent_tokens_.Add(tokens, clock_.Now());
   for (int64_t i = 0; i < tokens; ++i) {

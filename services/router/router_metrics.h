@@ -41,6 +41,7 @@ class RouterMetrics final : public RouterProbe {
   void OnRequestEnd(absl::StatusCode code, const Usage& usage, const Timings& timings) override;
   void OnPlaced(absl::Duration queued) override;
   void OnFirstToken(absl::Duration since_submit) override;
+  void OnTarget(absl::string_view target, uint32_t klass, bool met) override;
   void OnTokens(int64_t tokens, absl::Duration gap) override;
   void OnDecisionBegin() override;
   void OnDecisionEnd() override;

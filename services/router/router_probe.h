@@ -20,7 +20,7 @@ class RouterProbe {
  public:
   virtual ~RouterProbe() = default;
 
-  // Submit refused it; reason: queue_full, timeout, no_endpoint, draining or invalid.
+  // Submit refused it; reason: queue_full, ttft_target, timeout, no_endpoint, draining or invalid.
   virtual void OnRejected(absl::string_view reason) { (void)reason; }
   // A request that Submit took is over: OK, CANCELLED by the client, or the sink's error.
   virtual void OnRequestEnd(absl::StatusCode code, const Usage& usage, const Timings& timings) {
@@ -29,6 +29,10 @@ class RouterProbe {
   // Since Submit, or since it was placed anew, until an attempt was started.
   virtual void OnPlaced(absl::Duration queued) { (void)queued; }
   virtual void OnFirstToken(absl::Duration since_submit) { (void)since_submit; }
+  // A request's class has a target (ttft or tpot), and it was met or missed.
+  virtual void OnTarget(absl::string_view target, uint32_t klass, bool met) {
+    (void)target, (void)klass, (void)met;
+  }
   // `tokens` tokens came together, `gap` after the ones before: each counts as gap / tokens.
   virtual void OnTokens(int64_t tokens, absl::Duration gap) { (void)tokens, (void)gap; }
   // Around the choice of instances, so that the caller can take the time.

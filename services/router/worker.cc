@@ -79,6 +79,7 @@ Candidate Worker::Describe() const {
   c.step_tokens = capacity.step_tokens();
   c.waiting_tokens = sum(static_cast<int64_t>(load.waiting_tokens()), since.tokens);
   c.tokens_per_second = load.prompt_speed();
+  c.step_seconds = load.step_seconds();
   c.placements = placements_;
   c.full = closed_;
   return c;
