@@ -99,7 +99,7 @@ void HttpSession::CheckTime(Time now) {
 
 void HttpSession::BeginDrain() {
   draining_ = true;
-  if (!answering_) Close();
+  if (!answering_ && !closing_) Close();
 }
 
 void HttpSession::Close() {
@@ -237,7 +237,11 @@ void HttpSession::Dispatch() {
   http_1_0_ = request.http_1_0;
   is_head_ = request.method == "HEAD";
   chunked_ = false;
-  deadline_ = Time::max();
+  if (written_ < writing_.size()) {
+    SetDeadline(options_.write_timeout);  // something is still on its way out
+  } else {
+    deadline_ = Time::max();
+  }
   std::unique_ptr<HttpWork> work = handler_->Handle(std::move(request), this);
   if (!closed_) work_ = std::move(work);
   Advance();

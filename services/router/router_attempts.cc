@@ -134,6 +134,10 @@ void RouterCore::Impl::ReleasePrefill(Request* request) {
 
 void RouterCore::Impl::FailAttempt(Request* request, WorkerId not_told, Failure failure,
                                    absl::Time now) {
+  LogInfo("attempt failed", {{"request_id", request->spec.name},
+                             {"attempt", request->attempts},
+                             {"reason", failure.reason},
+                             {"detail", failure.detail}});
   EndAttempt(request, not_told);
   probe_->OnAttemptFailed(failure.reason);
   ++request->failed;
@@ -174,6 +178,7 @@ void RouterCore::Impl::Replace(Request* request, absl::Time now) {
 }
 
 void RouterCore::Impl::EndWithError(Request* request, absl::Status status, absl::Time now) {
+  LogInfo("request failed", {{"request_id", request->spec.name}, {"error", status.ToString()}});
   const std::unique_ptr<Request> ended = Remove(request, status.code(), now);
   ended->sink->OnError(status);
 }
