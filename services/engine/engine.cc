@@ -127,7 +127,7 @@ absl::Status Engine::Wait(StepHandle handle, absl::Duration timeout, StepResult*
   return absl::OkStatus();
 }
 
-void Engine::SetLayerListener(LayerListener* listener) { listener_ = listener; }
+void Engine::SetLayerListener(LayerListener* listener) { listener_.Set(listener); }
 
 void Engine::SetTap(StepTap* tap) { tap_ = tap; }
 
@@ -195,23 +195,23 @@ absl::Status Engine::RunStep(StepBuffers* step) {
   SLUICE_RETURN_IF_ERROR(step->CopyInputs(backend_, stream));
   const int64_t tokens = step->num_tokens;
   const int64_t samples = step->num_samples;
-  SLUICE_RETURN_IF_ERROR(
-      forward_->Run({.step = step->number,
-                     .num_tokens = tokens,
-                     .num_absorbed = step->num_absorbed,
-                     .prompts = step->prompts,
-                     .num_samples = samples,
-                     .ids = step->ids.device.Prefix(tokens),
-                     .tokens_by_slot = tokens_by_slot_,
-                     .resolved_ids = step->resolved_ids.Prefix(tokens),
-                     .positions = step->positions.device.Prefix(tokens),
-                     .kv_rows = step->kv_rows.device.Prefix(tokens),
-                     .seq_of_token = step->seq_of_token.device.Prefix(tokens),
-                     .page_table = step->page_table.device.Prefix(step->num_seqs),
-                     .sample_rows = step->sample_rows.device.Prefix(samples),
-                     .sample_positions = step->sample_positions.device.Prefix(samples),
-                     .sample_seqs = step->sample_seqs.device.Prefix(samples)},
-                    stream, {.listener = listener_, .tap = tap_}));
+  SLUICE_RETURN_IF_ERROR(forward_->Run(
+      {.step = step->number,
+       .num_tokens = tokens,
+       .num_absorbed = step->num_absorbed,
+       .prompts = step->prompts,
+       .num_samples = samples,
+       .ids = step->ids.device.Prefix(tokens),
+       .tokens_by_slot = tokens_by_slot_,
+       .resolved_ids = step->resolved_ids.Prefix(tokens),
+       .positions = step->positions.device.Prefix(tokens),
+       .kv_rows = step->kv_rows.device.Prefix(tokens),
+       .seq_of_token = step->seq_of_token.device.Prefix(tokens),
+       .page_table = step->page_table.device.Prefix(step->num_seqs),
+       .sample_rows = step->sample_rows.device.Prefix(samples),
+       .sample_positions = step->sample_positions.device.Prefix(samples),
+       .sample_seqs = step->sample_seqs.device.Prefix(samples)},
+      stream, {.listener = listener_.has_listener() ? &listener_ : nullptr, .tap = tap_}));
   if (samples > 0) {
     SampleParams params{
         .logits = forward_->logits().Prefix(samples),

@@ -86,9 +86,10 @@ class Engine {
   // DeadlineExceeded leaves the step in flight.
   absl::Status Wait(StepHandle handle, absl::Duration timeout, StepResult* result);
 
-  // Only while no step is in flight. Null takes it away.
+  // For steps that are submitted from now on. Null takes it away: then it is not called any more,
+  // not even by a step that is in flight.
   void SetLayerListener(LayerListener* listener);
-  // For tests; as above.
+  // For tests, while no step is in flight. Null takes it away.
   void SetTap(StepTap* tap);
 
   KvCacheView kv_cache() const;
@@ -117,7 +118,7 @@ class Engine {
   std::array<std::unique_ptr<StepBuffers>, kStepsInFlightMax> buffers_;
   TensorView tokens_by_slot_, prompt_mask_, output_counts_;  // device state of the slots
   std::unique_ptr<Workspace> slot_state_;
-  LayerListener* listener_ = nullptr;
+  LayerListenerGate listener_;
   StepTap* tap_ = nullptr;
   std::vector<int64_t> copied_load_;  // of the step that runs, since the start
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 
 namespace sluice::engine {
 
@@ -12,6 +13,28 @@ class LayerListener {
   // read. Layers come in order, 0 first. Called on the engine's thread, and the step waits for it:
   // it must be short, and must not call the engine.
   virtual void OnKvWritten(uint64_t step, int64_t layer) = 0;
+};
+
+// Passes calls on to a listener that may go while a step runs: once Set has returned, the one
+// before is not called any more. Threads: any.
+class LayerListenerGate final : public LayerListener {
+ public:
+  void Set(LayerListener* listener) {
+    const std::lock_guard lock(mutex_);
+    listener_ = listener;
+  }
+  bool has_listener() const {
+    const std::lock_guard lock(mutex_);
+    return listener_ != nullptr;
+  }
+  void OnKvWritten(uint64_t step, int64_t layer) override {
+    const std::lock_guard lock(mutex_);
+    if (listener_ != nullptr) listener_->OnKvWritten(step, layer);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  LayerListener* listener_ = nullptr;
 };
 
 }  // namespace sluice::engine
