@@ -149,8 +149,9 @@ void RouterCore::Impl::CountTargets(absl::StatusCode code, const Request& reques
   const uint32_t klass = ClassOf(request.spec.priority);
   const Timings& timings = request.timings;
   const int64_t tokens = request.usage.output_tokens;
-  if (tokens > 0 && targets.ttft > absl::ZeroDuration()) {
-    probe_->OnTarget("ttft", klass, timings.first_token <= targets.ttft);
+  // Who gave up before a token came says nothing; who was let down before one has missed it.
+  if (targets.ttft > absl::ZeroDuration() && (tokens > 0 || code != absl::StatusCode::kCancelled)) {
+    probe_->OnTarget("ttft", klass, tokens > 0 && timings.first_token <= targets.ttft);
   }
   if (code == absl::StatusCode::kOk && tokens > 1 && targets.tpot > absl::ZeroDuration()) {
     const absl::Duration per_token = (timings.total - timings.first_token) / (tokens - 1);

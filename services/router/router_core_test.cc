@@ -837,9 +837,19 @@ TEST_F(RouterCoreTest, TargetsAreCountedByClass) {
   run(1, absl::Milliseconds(41), absl::Milliseconds(33));
   run(1, absl::Milliseconds(10), absl::Milliseconds(31));
   run(0, absl::Milliseconds(500), absl::Milliseconds(500));  // has none
+  // Before a token came, one client gives up, and one request runs out of time.
+  RecordingSink gone, late;
+  GenerationRequest ask = Ask();
+  ask.priority = 1;
+  core->Cancel(*core->Submit(ask, &gone, now), now);
+  ask.deadline = now + absl::Milliseconds(100);
+  ASSERT_TRUE(core->Submit(ask, &late, now).ok());
+  Pass(absl::Milliseconds(200), {kP, kD});
   EXPECT_EQ(probe.counts, (std::map<std::string, int>{{"end OK", 4},
+                                                      {"end CANCELLED", 1},
+                                                      {"end DEADLINE_EXCEEDED", 1},
                                                       {"ttft of 1 met", 2},
-                                                      {"ttft of 1 missed", 1},
+                                                      {"ttft of 1 missed", 2},
                                                       {"tpot of 1 met", 1},
                                                       {"tpot of 1 missed", 2}}));
 }
