@@ -1,0 +1,202 @@
+// Latent attention on the GPU, by the general kernel and by the one for DeepSeek-V3's dimensions.
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/cuda_test_util.h"
+
+namespace sluice {
+namespace {
+
+using CudaAttentionTest = CudaOpsTest;
+
+constexpr double kBf16Error = 1e-2;  // queries, probabilities and outputs are rounded to bf16
+
+TEST_F(CudaAttentionTest, LatentAttention) {
+  const struct {
+    const char* name;
+    MlaDims dims;
+  } models[] = {
+      {"tiny", {8, 32, 32, 32, 128}}, {"odd", {3, 5, 2, 7, 33}}, {"v3", {128, 128, 64, 128, 512}}};
+  const int64_t num_pages = 12, pages_max = 5;
+  const std::vector<int32_t> lengths = {1, 63, 64, 65, 300};  // so far, this token included
+  for (const auto& model : models) {
+    const MlaDims& dims = model.dims;
+    for (const DType cache_dtype : {DType::kF32, DType::kBF16}) {
+      for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+        SCOPED_TRACE(testing::Message() << model.name << " cache " << DTypeName(cache_dtype)
+                                        << " weights " << DTypeName(dtype));
+        // A cache filled by the op itself, one row after the other.
+        const int64_t tokens = num_pages * kPageTokens;
+        const OwnedTensor kv_a = Random({tokens, dims.kv_dim()}),
+                          norm = Random({dims.kv_lora_rank});
+        const OwnedTensor angles = Random({512, dims.rope_dim});
+        const OwnedTensor positions = Integers({tokens}, 0, 511);
+        OwnedTensor rows = Integers({tokens}, 0, 0);
+        for (int64_t i = 0; i < tokens; ++i)
+          rows.data<int32_t>()[i] = i == 5 ? -1 : static_cast<int32_t>(i);
+        const OwnedTensor q = Random({tokens, dims.num_heads * dims.q_dim()}, 0.3f);
+        const OwnedTensor cache(cache_dtype, {num_pages, kPageTokens, dims.kv_dim()});
+        std::fill_n(cache.data<uint8_t>(), cache.size() * DTypeBytes(cache_dtype), 0);
+        const TensorView device_q = gpu_.Up(q), device_cache = gpu_.Up(cache);
+        ASSERT_TRUE(cpu_->attention()
+                        .MlaCacheWrite({dims, q.view(), kv_a.view(), norm.view(), 1e-6f,
+                                        angles.view(), positions.view(), rows.view(), cache.view()},
+                                       {})
+                        .ok());
+        ASSERT_TRUE(
+            gpu_.backend()
+                .attention()
+                .MlaCacheWrite({dims, device_q, gpu_.Up(kv_a), gpu_.Up(norm), 1e-6f,
+                                gpu_.Up(angles), gpu_.Up(positions), gpu_.Up(rows), device_cache},
+                               {})
+                .ok());
+        EXPECT_LT(Difference(q, gpu_.Down(device_q)), 1e-6);
+        const OwnedTensor device_rows = gpu_.Down(device_cache);
+        if (cache_dtype == DType::kF32) {
+          EXPECT_LT(Difference(cache, device_rows), 1e-6);
+        } else {
+          for (int64_t i = 0; i < cache.size(); ++i) {
+            EXPECT_NEAR(Bf16ToF32(cache.data<uint16_t>()[i]),
+                        Bf16ToF32(device_rows.data<uint16_t>()[i]), 0.05);
+          }
+        }
+        const TensorView same_cache = gpu_.Up(cache);  // the very same rows for both from here on
+
+        const int64_t count = static_cast<int64_t>(lengths.size());
+        const OwnedWeight kv_b = RandomWeight(dtype, dims.num_heads * (dims.nope_dim + dims.v_dim),
+                                              dims.kv_lora_rank, Seed(), 0.1f);
+        OwnedTensor table = Integers({count, pages_max}, 0, static_cast<int32_t>(num_pages) - 1);
+        const OwnedTensor seqs = MakeI32({count}, {2, 0, 1, 4, 3});
+        OwnedTensor at = MakeI32({count}, lengths);
+        for (int64_t i = 0; i < count; ++i) --at.data<int32_t>()[i];
+        const OwnedTensor queries = Random({count, dims.num_heads * dims.q_dim()}, 0.3f);
+        const OwnedTensor out(DType::kF32, {count, dims.num_heads * dims.v_dim});
+        const TensorView device_out = gpu_.Up(out), device_table = gpu_.Up(table);
+        const WeightView device_kv_b = gpu_.Up(kv_b);
+        ASSERT_TRUE(cpu_->attention()
+                        .MlaAbsorbed({dims, queries.view(), kv_b.view, cache.view(), table.view(),
+                                      seqs.view(), at.view(), 0.2f, out.view()},
+                                     {})
+                        .ok());
+        ASSERT_TRUE(gpu_.backend()
+                        .attention()
+                        .MlaAbsorbed({dims, gpu_.Up(queries), device_kv_b, same_cache, device_table,
+                                      gpu_.Up(seqs), gpu_.Up(at), 0.2f, device_out},
+                                     {})
+                        .ok());
+        EXPECT_LT(Difference(out, gpu_.Down(device_out)), 2e-5);
+
+        const int64_t prompt = 70, first = 100;
+        const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.3f);
+        const OwnedTensor prompt_out(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
+        const TensorView device_prompt_out = gpu_.Up(prompt_out);
+        TensorView pages = table.view().Slice(3, 1), device_pages = device_table.Slice(3, 1);
+        pages = TensorView(pages.data, DType::kI32, {pages_max});
+        device_pages = TensorView(device_pages.data, DType::kI32, {pages_max});
+        ASSERT_TRUE(cpu_->attention()
+                        .MlaPrompt({dims, prompt_q.view(), kv_b.view, cache.view(), pages, first,
+                                    0.2f, prompt_out.view()},
+                                   {})
+                        .ok());
+        ASSERT_TRUE(gpu_.backend()
+                        .attention()
+                        .MlaPrompt({dims, gpu_.Up(prompt_q), device_kv_b, same_cache, device_pages,
+                                    first, 0.2f, device_prompt_out},
+                                   {})
+                        .ok());
+        EXPECT_LT(Difference(prompt_out, gpu_.Down(device_prompt_out)), 5e-5);
+      }
+    }
+  }
+}
+
+// In bf16 on the tensor cores: the bars of FlashMLA's own test for the difference of directions.
+TEST_F(CudaAttentionTest, LatentAttentionOfV3OnTheTensorCores) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int heads;
+    std::vector<int32_t> lengths;  // so far, this token included
+  } cases[] = {{64, {1}}, {128, {64, 1, 63}}, {64, {65, 128, 129, 700}}, {128, {191, 192, 193}}};
+  for (const auto& c : cases) {
+    for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+      const MlaDims dims = {c.heads, 128, 64, 128, 512};
+      const int64_t count = static_cast<int64_t>(c.lengths.size()), pages_max = 12;
+      const int64_t num_pages = count * pages_max;
+      SCOPED_TRACE(testing::Message()
+                   << c.heads << " heads, " << count << " sequences, weights " << DTypeName(dtype));
+      OwnedTensor table = Integers({count, pages_max}, 0, 0), at = MakeI32({count}, c.lengths);
+      std::vector<int32_t> order(static_cast<size_t>(num_pages));
+      std::iota(order.begin(), order.end(), 0);
+      std::mt19937 random(Seed());
+      std::shuffle(order.begin(), order.end(), random);
+      std::copy(order.begin(), order.end(), table.data<int32_t>());
+      OwnedTensor cache(DType::kBF16, {num_pages, kPageTokens, dims.kv_dim()});
+      std::normal_distribution<float> normal;
+      for (int64_t i = 0; i < cache.size(); ++i) {
+        cache.data<uint16_t>()[i] = F32ToBf16(normal(random));
+      }
+      std::vector<int32_t> seqs(static_cast<size_t>(count));
+      for (int64_t t = 0; t < count; ++t) {
+        const int64_t seq = count - 1 - t;
+        seqs[static_cast<size_t>(t)] = static_cast<int32_t>(seq);
+        const int64_t length = at.data<int32_t>()[t]--;
+        // Behind a sequence's end its pages hold whatever they like.
+        for (int64_t p = length; p < pages_max * kPageTokens; ++p) {
+          const int64_t page = table.data<int32_t>()[seq * pages_max + p / kPageTokens];
+          uint16_t* row =
+              cache.data<uint16_t>() + (page * kPageTokens + p % kPageTokens) * dims.kv_dim();
+          std::fill_n(row, dims.kv_dim(), uint16_t{0x7fc0});  // NaN
+        }
+      }
+      const OwnedTensor seq_of_token = MakeI32({count}, seqs);
+      const OwnedTensor q = Random({count, dims.num_heads * dims.q_dim()}, 0.5f);
+      const OwnedWeight kv_b =
+          RandomWeight(dtype, dims.num_heads * (dims.nope_dim + dims.v_dim), 512, Seed(), 0.04f);
+      const OwnedTensor wanted(DType::kF32, {count, dims.num_heads * dims.v_dim});
+      const TensorView out = fast.Up(wanted);
+      ASSERT_TRUE(cpu_->attention()
+                      .MlaAbsorbed({dims, q.view(), kv_b.view, cache.view(), table.view(),
+                                    seq_of_token.view(), at.view(), 0.135f, wanted.view()},
+                                   {})
+                      .ok());
+      const TensorView device_cache = fast.Up(cache), device_table = fast.Up(table);
+      const WeightView device_kv_b = fast.Up(kv_b);
+      ASSERT_TRUE(fast.backend()
+                      .attention()
+                      .MlaAbsorbed({dims, fast.Up(q), device_kv_b, device_cache, device_table,
+                                    fast.Up(seq_of_token), fast.Up(at), 0.135f, out},
+                                   {})
+                      .ok());
+      EXPECT_LT(RelativeError(wanted, fast.Down(out), wanted.size()), kBf16Error);
+
+      const int64_t prompt = 40, first = 24;  // of the token with the most behind it
+      const int64_t longest =
+          std::max_element(c.lengths.begin(), c.lengths.end()) - c.lengths.begin();
+      if (c.lengths[static_cast<size_t>(longest)] < first + prompt) continue;
+      const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.5f);
+      const OwnedTensor prompt_wanted(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
+      const TensorView prompt_out = fast.Up(prompt_wanted);
+      const auto row = [&](const TensorView& of) {
+        const TensorView slice = of.Slice(seqs[static_cast<size_t>(longest)], 1);
+        return TensorView(slice.data, DType::kI32, {pages_max});
+      };
+      ASSERT_TRUE(cpu_->attention()
+                      .MlaPrompt({dims, prompt_q.view(), kv_b.view, cache.view(), row(table.view()),
+                                  first, 0.135f, prompt_wanted.view()},
+                                 {})
+                      .ok());
+      ASSERT_TRUE(fast.backend()
+                      .attention()
+                      .MlaPrompt({dims, fast.Up(prompt_q), device_kv_b, device_cache,
+                                  row(device_table), first, 0.135f, prompt_out},
+                                 {})
+                      .ok());
+      EXPECT_LT(RelativeError(prompt_wanted, fast.Down(prompt_out), prompt_wanted.size()),
+                kBf16Error);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sluice

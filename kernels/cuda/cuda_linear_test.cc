@@ -1,0 +1,307 @@
+// Matrix products on the GPU: every size, type and kernel. Sizes are 0, 1, about a tile's edge, and
+// large; outputs are poisoned first.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "kernels/cuda/cuda_test_util.h"
+
+namespace sluice {
+namespace {
+
+using CudaLinearTest = CudaOpsTest;
+
+TEST_F(CudaLinearTest, LinearOfAllSizesAndTypes) {
+  const struct {
+    int64_t m, n, k, offset;
+  } sizes[] = {{0, 5, 7, 0},       {1, 1, 1, 0},       {1, 576, 256, 0},  {3, 63, 15, 0},
+               {63, 64, 16, 0},    {64, 65, 17, 0},    {65, 130, 300, 3}, {7, 200, 130, 77},
+               {129, 257, 129, 0}, {300, 512, 1000, 0}};
+  for (const DType dtype : kWeightTypes) {
+    for (const auto& size : sizes) {
+      SCOPED_TRACE(testing::Message() << DTypeName(dtype) << " " << size.m << " x " << size.n
+                                      << " x " << size.k << " from " << size.offset);
+      const OwnedTensor x = Random({size.m, size.k});
+      const OwnedWeight w = RandomWeight(dtype, size.n, size.k, Seed(), 0.1f, size.offset);
+      const OwnedWeight up = RandomWeight(dtype, size.n, size.k, Seed(), 0.1f, size.offset);
+      const TensorView device_x = gpu_.Up(x);
+      for (const bool accumulate : {false, true}) {
+        const OwnedTensor out =
+            accumulate ? Random({size.m, size.n}) : OwnedTensor(DType::kF32, {size.m, size.n});
+        const TensorView device_out = gpu_.Up(out);
+        ASSERT_TRUE(cpu_->linear().Linear({x.view(), w.view, out.view(), accumulate}, {}).ok());
+        ASSERT_TRUE(gpu_.backend()
+                        .linear()
+                        .Linear({device_x, gpu_.Up(w), device_out, accumulate}, {})
+                        .ok());
+        EXPECT_LT(Difference(out, gpu_.Down(device_out)), 1e-5);
+      }
+      const OwnedTensor out(DType::kF32, {size.m, size.n});
+      const TensorView device_out = gpu_.Up(out);
+      ASSERT_TRUE(cpu_->linear().GatedLinear({x.view(), w.view, up.view, out.view()}, {}).ok());
+      ASSERT_TRUE(gpu_.backend()
+                      .linear()
+                      .GatedLinear({device_x, gpu_.Up(w), gpu_.Up(up), device_out}, {})
+                      .ok());
+      EXPECT_LT(Difference(out, gpu_.Down(device_out)), 1e-5);
+    }
+  }
+}
+
+TEST_F(CudaLinearTest, GroupedLinearTouchesItsRowsAlone) {
+  const int64_t n = 96, k = 200, rows = 210;
+  const OwnedTensor offsets = MakeI32({7}, {0, 0, 1, 65, 65, 130, 201});
+  for (const DType dtype : kWeightTypes) {
+    SCOPED_TRACE(DTypeName(dtype));
+    std::vector<OwnedWeight> gates, ups;
+    std::vector<WeightView> host_gates, host_ups, device_gates, device_ups;
+    for (int g = 0; g < 6; ++g) {
+      gates.push_back(RandomWeight(dtype, n, k, Seed(), 0.1f));
+      ups.push_back(RandomWeight(dtype, n, k, Seed(), 0.1f));
+    }
+    for (int g = 0; g < 6; ++g) {
+      host_gates.push_back(gates[g].view);
+      host_ups.push_back(ups[g].view);
+      device_gates.push_back(gpu_.Up(gates[g]));
+      device_ups.push_back(gpu_.Up(ups[g]));
+    }
+    const OwnedTensor x = Random({rows, k});
+    const TensorView device_x = gpu_.Up(x), device_offsets = gpu_.Up(offsets);
+    const auto compare = [&](const OwnedTensor& out, const TensorView& device_out) {
+      const OwnedTensor got = gpu_.Down(device_out);
+      const OwnedTensor wanted_part =
+          MakeF32({201, n}, std::vector<float>(out.data<float>(), out.data<float>() + 201 * n));
+      const OwnedTensor got_part =
+          MakeF32({201, n}, std::vector<float>(got.data<float>(), got.data<float>() + 201 * n));
+      EXPECT_LT(Difference(wanted_part, got_part), 1e-5);
+      for (int64_t i = 201 * n; i < rows * n; ++i) EXPECT_TRUE(std::isnan(got.data<float>()[i]));
+    };
+    OwnedTensor out(DType::kF32, {rows, n});
+    TensorView device_out = gpu_.Up(out);
+    ASSERT_TRUE(
+        cpu_->linear().GroupedLinear({x.view(), host_gates, offsets.view(), out.view()}, {}).ok());
+    ASSERT_TRUE(gpu_.backend()
+                    .linear()
+                    .GroupedLinear({device_x, device_gates, device_offsets, device_out}, {})
+                    .ok());
+    compare(out, device_out);
+    out = OwnedTensor(DType::kF32, {rows, n});
+    device_out = gpu_.Up(out);
+    ASSERT_TRUE(
+        cpu_->linear()
+            .GroupedGatedLinear({x.view(), host_gates, host_ups, offsets.view(), out.view()}, {})
+            .ok());
+    ASSERT_TRUE(gpu_.backend()
+                    .linear()
+                    .GroupedGatedLinear(
+                        {device_x, device_gates, device_ups, device_offsets, device_out}, {})
+                    .ok());
+    compare(out, device_out);
+    // The same span with other weights is not mistaken for the old one.
+    std::swap(device_gates[2], device_gates[5]);
+    std::swap(host_gates[2], host_gates[5]);
+    out = OwnedTensor(DType::kF32, {rows, n});
+    device_out = gpu_.Up(out);
+    ASSERT_TRUE(
+        cpu_->linear().GroupedLinear({x.view(), host_gates, offsets.view(), out.view()}, {}).ok());
+    ASSERT_TRUE(gpu_.backend()
+                    .linear()
+                    .GroupedLinear({device_x, device_gates, device_offsets, device_out}, {})
+                    .ok());
+    compare(out, device_out);
+  }
+}
+
+// --- FP8 on the tensor cores ---
+
+// x as the quantised product sees it: e4m3, one scale per row and 128 columns.
+OwnedTensor Quantized(const OwnedTensor& x, int64_t rows, int64_t cols) {
+  OwnedTensor out(DType::kF32, {rows, cols});
+  for (int64_t block = 0; block < rows * cols; block += 128) {
+    const float* from = x.data<float>() + block;
+    float largest = 1e-4f;
+    for (int i = 0; i < 128; ++i) largest = std::max(largest, std::abs(from[i]));
+    const float scale = largest / 448.0f;
+    for (int i = 0; i < 128; ++i) {
+      out.data<float>()[block + i] = F8E4M3ToF32(F32ToF8E4M3(from[i] / scale)) * scale;
+    }
+  }
+  return out;
+}
+
+// The tensor cores keep about 14 bits of a sum over 32 products; e4m3 keeps 4 of an activation.
+constexpr double kTensorCoreError = 1e-3, kQuantizationError = 1e-2;
+
+TEST_F(CudaLinearTest, Fp8ProductsAreThoseOfTheQuantizedActivations) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int64_t m, n, k;
+  } sizes[] = {{0, 64, 128},   {1, 4, 128},      {1, 576, 1536},  {15, 64, 256},
+               {16, 128, 384}, {17, 132, 128},   {33, 200, 1536}, {64, 260, 256},
+               {65, 64, 2048}, {128, 1000, 128}, {129, 260, 512}, {300, 576, 640}};
+  for (const auto& size : sizes) {
+    SCOPED_TRACE(testing::Message() << size.m << " x " << size.n << " x " << size.k);
+    const OwnedTensor x = Random({size.m, size.k});
+    const OwnedTensor rounded = Quantized(x, size.m, size.k);
+    const OwnedWeight w = RandomWeight(DType::kF8E4M3, size.n, size.k, Seed(), 1.0f);
+    const OwnedWeight up = RandomWeight(DType::kF8E4M3, size.n, size.k, Seed(), 1.0f);
+    const TensorView device_x = fast.Up(x);
+    for (const bool accumulate : {false, true}) {
+      const OwnedTensor wanted =
+          accumulate ? Random({size.m, size.n}) : OwnedTensor(DType::kF32, {size.m, size.n});
+      const TensorView out = fast.Up(wanted);
+      ASSERT_TRUE(
+          cpu_->linear().Linear({rounded.view(), w.view, wanted.view(), accumulate}, {}).ok());
+      ASSERT_TRUE(fast.backend().linear().Linear({device_x, fast.Up(w), out, accumulate}, {}).ok());
+      EXPECT_LT(RelativeError(wanted, fast.Down(out), wanted.size()), kTensorCoreError);
+    }
+    const OwnedTensor wanted(DType::kF32, {size.m, size.n}), exact(DType::kF32, {size.m, size.n});
+    const TensorView out = fast.Up(wanted);
+    ASSERT_TRUE(
+        cpu_->linear().GatedLinear({rounded.view(), w.view, up.view, wanted.view()}, {}).ok());
+    ASSERT_TRUE(cpu_->linear().GatedLinear({x.view(), w.view, up.view, exact.view()}, {}).ok());
+    ASSERT_TRUE(
+        fast.backend().linear().GatedLinear({device_x, fast.Up(w), fast.Up(up), out}, {}).ok());
+    const OwnedTensor got = fast.Down(out);
+    EXPECT_LT(RelativeError(wanted, got, wanted.size()), kTensorCoreError);
+    // It is this kernel that ran.
+    if (size.m > 0) {
+      EXPECT_GT(RelativeError(exact, got, wanted.size()), kQuantizationError);
+    }
+  }
+}
+
+TEST_F(CudaLinearTest, Bf16ProductsAreThoseOfTheRoundedActivations) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int64_t m, n, k;
+    Precision precision;
+  } cases[] = {{1, 8, 8, Precision::kBackend},       {3, 576, 256, Precision::kBackend},
+               {65, 264, 1000, Precision::kBackend}, {0, 64, 64, Precision::kBackend},
+               {5, 63, 100, Precision::kBackend},  // the general kernel's: not rounded
+               {33, 64, 512, Precision::kF32}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.m << " x " << c.n << " x " << c.k);
+    const OwnedTensor x = Random({c.m, c.k});
+    OwnedTensor rounded(DType::kF32, {c.m, c.k});
+    const bool rounds = c.precision == Precision::kBackend && c.n % 8 == 0;
+    for (int64_t i = 0; i < x.size(); ++i) {
+      const float value = x.data<float>()[i];
+      rounded.data<float>()[i] = rounds ? Bf16ToF32(F32ToBf16(value)) : value;
+    }
+    const OwnedWeight w = RandomWeight(DType::kBF16, c.n, c.k, Seed(), 1.0f);
+    for (const bool accumulate : {false, true}) {
+      const OwnedTensor wanted =
+          accumulate ? Random({c.m, c.n}) : OwnedTensor(DType::kF32, {c.m, c.n});
+      const TensorView out = fast.Up(wanted);
+      ASSERT_TRUE(
+          cpu_->linear().Linear({rounded.view(), w.view, wanted.view(), accumulate}, {}).ok());
+      ASSERT_TRUE(fast.backend()
+                      .linear()
+                      .Linear({fast.Up(x), fast.Up(w), out, accumulate, c.precision}, {})
+                      .ok());
+      EXPECT_LT(Difference(wanted, fast.Down(out)), 1e-5);
+    }
+  }
+}
+
+TEST_F(CudaLinearTest, Fp8LeavesOtherShapesToTheGeneralKernel) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int64_t n, k, offset;
+  } sizes[] = {{64, 130, 0}, {63, 128, 0}, {64, 128, 1}, {64, 128, 64}};
+  for (const auto& size : sizes) {
+    SCOPED_TRACE(testing::Message() << size.n << " x " << size.k << " from " << size.offset);
+    const OwnedTensor x = Random({20, size.k});
+    const OwnedWeight w = RandomWeight(DType::kF8E4M3, size.n, size.k, Seed(), 1.0f, size.offset);
+    const OwnedTensor wanted(DType::kF32, {20, size.n});
+    const TensorView out = fast.Up(wanted);
+    ASSERT_TRUE(cpu_->linear().Linear({x.view(), w.view, wanted.view()}, {}).ok());
+    ASSERT_TRUE(fast.backend().linear().Linear({fast.Up(x), fast.Up(w), out}, {}).ok());
+    EXPECT_LT(Difference(wanted, fast.Down(out)), 1e-5);
+  }
+}
+
+TEST_F(CudaLinearTest, Fp8GroupsOfAnySizeAndAgain) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int groups;
+    int64_t most, n, k;  // rows of a group at most
+  } cases[] = {{1, 40, 64, 128},
+               {9, 30, 320, 256},
+               {6, 300, 192, 384},
+               {40, 5, 128, 128},
+               {200, 2, 64, 256}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.groups << " groups of up to " << c.most);
+    std::mt19937 random(Seed());
+    std::vector<int32_t> ends = {0};
+    for (int g = 0; g < c.groups; ++g) {
+      const bool empty = c.groups > 1 && random() % 3 == 0;
+      ends.push_back(ends.back() + (empty ? 0 : 1 + static_cast<int>(random() % c.most)));
+    }
+    const int64_t used = ends.back(), rows = used + 10;
+    std::vector<OwnedWeight> weights, ups;
+    std::vector<WeightView> host, host_ups, device, device_ups;
+    for (int g = 0; g < c.groups; ++g) {
+      weights.push_back(RandomWeight(DType::kF8E4M3, c.n, c.k, Seed(), 1.0f));
+      ups.push_back(RandomWeight(DType::kF8E4M3, c.n, c.k, Seed(), 1.0f));
+    }
+    for (int g = 0; g < c.groups; ++g) {
+      host.push_back(weights[g].view);
+      host_ups.push_back(ups[g].view);
+      device.push_back(fast.Up(weights[g]));
+      device_ups.push_back(fast.Up(ups[g]));
+    }
+    const OwnedTensor x = Random({rows, c.k}), rounded = Quantized(x, rows, c.k);
+    const OwnedTensor offsets = MakeI32({c.groups + 1}, ends);
+    const TensorView device_x = fast.Up(x), device_offsets = fast.Up(offsets);
+    for (const bool gated : {false, true}) {
+      const OwnedTensor wanted(DType::kF32, {rows, c.n});
+      const TensorView out = fast.Up(wanted);
+      OwnedTensor first;
+      for (int run = 0; run < 3; ++run) {
+        if (gated) {
+          ASSERT_TRUE(
+              fast.backend()
+                  .linear()
+                  .GroupedGatedLinear({device_x, device, device_ups, device_offsets, out}, {})
+                  .ok());
+        } else {
+          ASSERT_TRUE(fast.backend()
+                          .linear()
+                          .GroupedLinear({device_x, device, device_offsets, out}, {})
+                          .ok());
+        }
+        const OwnedTensor got = fast.Down(out);
+        if (run == 0) {
+          first = got;
+          continue;
+        }
+        for (int64_t i = 0; i < used * c.n; ++i) {
+          ASSERT_EQ(first.data<float>()[i], got.data<float>()[i]) << "the same in every run";
+        }
+      }
+      if (gated) {
+        ASSERT_TRUE(cpu_->linear()
+                        .GroupedGatedLinear(
+                            {rounded.view(), host, host_ups, offsets.view(), wanted.view()}, {})
+                        .ok());
+      } else {
+        ASSERT_TRUE(cpu_->linear()
+                        .GroupedLinear({rounded.view(), host, offsets.view(), wanted.view()}, {})
+                        .ok());
+      }
+      EXPECT_LT(RelativeError(wanted, first, used * c.n), kTensorCoreError);
+      for (int64_t i = used * c.n; i < rows * c.n; ++i) {
+        EXPECT_TRUE(std::isnan(first.data<float>()[i])) << "a row of no group was written";
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sluice

@@ -1,0 +1,118 @@
+// Gate, permutation and combination on the GPU: choices are bit for bit the CPU's.
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/cuda_test_util.h"
+
+namespace sluice {
+namespace {
+
+using CudaMoeTest = CudaOpsTest;
+
+TEST_F(CudaMoeTest, GateIsTheCpusBitForBit) {
+  const struct {
+    const char* name;
+    int64_t experts, top_k;
+    GateScoring scoring;
+    GroupScore group_score;
+    int groups, kept;
+    bool bias, normalize;
+  } cases[] = {{"v3", 256, 8, GateScoring::kSigmoid, GroupScore::kTop2Sum, 8, 4, true, true},
+               {"tiny", 32, 4, GateScoring::kSigmoid, GroupScore::kTop2Sum, 8, 4, true, true},
+               {"v2-lite", 64, 6, GateScoring::kSoftmax, GroupScore::kNone, 1, 1, false, false},
+               {"v2", 160, 6, GateScoring::kSoftmax, GroupScore::kMax, 8, 3, false, false},
+               {"all", 7, 7, GateScoring::kSigmoid, GroupScore::kNone, 1, 1, true, true},
+               {"kimi", 384, 8, GateScoring::kSigmoid, GroupScore::kTop2Sum, 1, 1, true, true}};
+  for (const auto& c : cases) {
+    for (const int64_t tokens : {0, 1, 200}) {
+      SCOPED_TRACE(testing::Message() << c.name << ", " << tokens << " tokens");
+      OwnedTensor logits = Random({tokens, c.experts}, 2.0f);
+      if (tokens > 100) {  // ties, and what is no number
+        for (int64_t e = 0; e < c.experts; ++e)
+          logits.data<float>()[7 * c.experts + e] = static_cast<float>(e % 3);
+        logits.data<float>()[9 * c.experts + 1] = std::numeric_limits<float>::quiet_NaN();
+        for (int64_t e = 0; e < c.experts; ++e) logits.data<float>()[11 * c.experts + e] = 1.0f;
+      }
+      const OwnedTensor bias = Random({c.experts}, 0.1f);
+      const OwnedTensor ids(DType::kI32, {tokens, c.top_k}),
+          weights(DType::kF32, {tokens, c.top_k});
+      OwnedTensor load(DType::kI64, {c.experts});
+      std::fill_n(load.data<int64_t>(), c.experts, 3);
+      const TensorView device_ids = gpu_.Up(ids), device_weights = gpu_.Up(weights),
+                       device_load = gpu_.Up(load);
+      GateParams params{.scoring = c.scoring,
+                        .group_score = c.group_score,
+                        .num_groups = c.groups,
+                        .topk_groups = c.kept,
+                        .normalize = c.normalize,
+                        .scaling = 2.5f};
+      params.logits = logits.view();
+      if (c.bias) params.bias = bias.view();
+      params.expert_ids = ids.view();
+      params.expert_weights = weights.view();
+      params.expert_load = load.view();
+      ASSERT_TRUE(cpu_->moe().Gate(params, {}).ok());
+      params.logits = gpu_.Up(logits);
+      if (c.bias) params.bias = gpu_.Up(bias);
+      params.expert_ids = device_ids;
+      params.expert_weights = device_weights;
+      params.expert_load = device_load;
+      ASSERT_TRUE(gpu_.backend().moe().Gate(params, {}).ok());
+      ExpectSame(ids, gpu_.Down(device_ids), 4);
+      EXPECT_EQ(Difference(weights, gpu_.Down(device_weights)), 0);
+      ExpectSame(load, gpu_.Down(device_load), 8);
+    }
+  }
+}
+
+TEST_F(CudaMoeTest, PermuteAndCombine) {
+  for (const int64_t tokens : {0, 1, 33, 500}) {
+    const int64_t experts = 40, slots = 30, top_k = 5, hidden = 300;
+    SCOPED_TRACE(tokens);
+    const OwnedTensor x = Random({tokens, hidden});
+    OwnedTensor slot_of_expert = Integers({experts}, -1, -1), ids = Integers({tokens, top_k}, 0, 0);
+    for (int32_t e = 0; e < slots; ++e) slot_of_expert.data<int32_t>()[(e * 7) % experts] = e;
+    std::mt19937 random(Seed());
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int32_t first = static_cast<int32_t>(random() % experts);
+      for (int32_t k = 0; k < top_k; ++k)
+        ids.data<int32_t>()[t * top_k + k] = (first + 3 * k) % experts;
+    }
+    const OwnedTensor offsets(DType::kI32, {slots + 1}), pairs(DType::kI32, {tokens, top_k});
+    const OwnedTensor rows(DType::kF32, {tokens * top_k, hidden});
+    const TensorView device_offsets = gpu_.Up(offsets), device_pairs = gpu_.Up(pairs),
+                     device_rows = gpu_.Up(rows);
+    ASSERT_TRUE(cpu_->moe()
+                    .Permute({x.view(), ids.view(), slot_of_expert.view(), offsets.view(),
+                              pairs.view(), rows.view()},
+                             {})
+                    .ok());
+    ASSERT_TRUE(gpu_.backend()
+                    .moe()
+                    .Permute({gpu_.Up(x), gpu_.Up(ids), gpu_.Up(slot_of_expert), device_offsets,
+                              device_pairs, device_rows},
+                             {})
+                    .ok());
+    ExpectSame(offsets, gpu_.Down(device_offsets), 4);
+    ExpectSame(pairs, gpu_.Down(device_pairs), 4);
+    ExpectSame(rows, gpu_.Down(device_rows), 4);  // rows beyond the last are untouched by both
+
+    const OwnedTensor results = Random({tokens * top_k, hidden}), weights = Random({tokens, top_k}),
+                      shared = Random({tokens, hidden});
+    for (const bool with_shared : {false, true}) {
+      const OwnedTensor out = Random({tokens, hidden});
+      const TensorView device_out = gpu_.Up(out);
+      MoeCombineParams params{results.view(), pairs.view(), weights.view(),
+                              with_shared ? shared.view() : TensorView(), out.view()};
+      ASSERT_TRUE(cpu_->moe().Combine(params, {}).ok());
+      params = {gpu_.Up(results), device_pairs, gpu_.Up(weights),
+                with_shared ? gpu_.Up(shared) : TensorView(), device_out};
+      ASSERT_TRUE(gpu_.backend().moe().Combine(params, {}).ok());
+      EXPECT_LT(Difference(out, gpu_.Down(device_out)), 1e-6);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sluice
