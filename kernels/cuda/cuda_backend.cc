@@ -2,7 +2,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstring>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
@@ -28,6 +30,26 @@ absl::StatusOr<CudaMemory> AllocateCuda(size_t bytes) {
 }
 
 namespace {
+
+class CudaEvent final : public StreamEvent {
+ public:
+  explicit CudaEvent(cudaEvent_t event) : event_(event) {}
+  ~CudaEvent() override { cudaEventDestroy(event_); }
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  const cudaEvent_t event_;
+};
+
+class CudaRecording final : public Recording {
+ public:
+  explicit CudaRecording(cudaGraphExec_t graph) : graph_(graph) {}
+  ~CudaRecording() override { cudaGraphExecDestroy(graph_); }
+  cudaGraphExec_t get() const { return graph_; }
+
+ private:
+  const cudaGraphExec_t graph_;
+};
 
 class CudaBackend final : public Backend {
  public:
@@ -83,6 +105,59 @@ class CudaBackend final : public Backend {
   }
   absl::Status Sync(StreamId) override {
     return CudaStatus(cudaStreamSynchronize(context_.stream), "a step on the GPU");
+  }
+
+  absl::StatusOr<DeviceBuffer> AllocateHost(size_t bytes, const std::string& what) override {
+    SLUICE_RETURN_IF_ERROR(BindThread());
+    void* memory = nullptr;
+    SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMallocHost(&memory, bytes == 0 ? 1 : bytes),
+                                      absl::StrCat(what, ": ", bytes, " bytes of pinned memory")));
+    std::memset(memory, 0, bytes);
+    return DeviceBuffer{std::shared_ptr<void>(memory, [](void* p) { cudaFreeHost(p); }), bytes};
+  }
+
+  absl::StatusOr<std::unique_ptr<StreamEvent>> MakeEvent() override {
+    SLUICE_RETURN_IF_ERROR(BindThread());
+    cudaEvent_t event = nullptr;
+    // Whoever waits sleeps: a spinning thread would take a core from the step's own.
+    SLUICE_RETURN_IF_ERROR(
+        CudaStatus(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync),
+                   "making an event"));
+    return std::make_unique<CudaEvent>(event);
+  }
+  absl::Status Mark(StreamEvent* event, StreamId) override {
+    return CudaStatus(cudaEventRecord(static_cast<CudaEvent*>(event)->get(), context_.stream),
+                      "marking the end of a step on the GPU");
+  }
+  absl::Status Wait(const StreamEvent& event) override {
+    return CudaStatus(cudaEventSynchronize(static_cast<const CudaEvent&>(event).get()),
+                      "a step on the GPU");
+  }
+
+  absl::StatusOr<std::unique_ptr<Recording>> Record(absl::FunctionRef<absl::Status()> queue,
+                                                    StreamId) override {
+    SLUICE_RETURN_IF_ERROR(
+        CudaStatus(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal),
+                   "starting to record"));
+    const absl::Status queued = queue();
+    cudaGraph_t graph = nullptr;
+    const absl::Status ended =
+        CudaStatus(cudaStreamEndCapture(context_.stream, &graph), "ending a recording");
+    const std::unique_ptr<CUgraph_st, decltype(&cudaGraphDestroy)> owned(graph, cudaGraphDestroy);
+    SLUICE_RETURN_IF_ERROR(queued);
+    SLUICE_RETURN_IF_ERROR(ended);
+    cudaGraphExec_t executable = nullptr;
+    SLUICE_RETURN_IF_ERROR(
+        CudaStatus(cudaGraphInstantiate(&executable, graph, 0), "preparing a recording"));
+    auto recording = std::make_unique<CudaRecording>(executable);
+    SLUICE_RETURN_IF_ERROR(
+        CudaStatus(cudaGraphUpload(executable, context_.stream), "uploading a recording"));
+    return recording;
+  }
+  absl::Status Replay(const Recording& recording, StreamId) override {
+    return CudaStatus(
+        cudaGraphLaunch(static_cast<const CudaRecording&>(recording).get(), context_.stream),
+        "starting a recorded step");
   }
 
   std::string Describe() const override {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/ops/attention.h"
@@ -16,8 +17,8 @@
 
 namespace sluice {
 
-// Memory on a backend's device, zero-filled; freed with the object, which must not outlive the
-// backend.
+// Memory on a backend's device (or of the host, for copies), zero-filled; freed with the object,
+// which must not outlive the backend.
 struct DeviceBuffer {
   std::shared_ptr<void> memory;
   size_t bytes = 0;
@@ -25,6 +26,18 @@ struct DeviceBuffer {
   T* As() const {
     return static_cast<T*>(memory.get());
   }
+};
+
+// A place in a stream's work that can be waited for. Goes before its backend.
+class StreamEvent {
+ public:
+  virtual ~StreamEvent() = default;
+};
+
+// Work that was recorded once, to be queued again as a whole. Goes before its backend.
+class Recording {
+ public:
+  virtual ~Recording() = default;
 };
 
 class Backend {
@@ -46,6 +59,12 @@ class Backend {
   // ResourceExhausted, naming `what`, when the device has no room.
   virtual absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, const std::string& what) = 0;
 
+  // Host memory that CopyToDevice and CopyToHost read and write without a copy in between, and so
+  // without holding up the caller. Zero-filled; not tied to a device.
+  virtual absl::StatusOr<DeviceBuffer> AllocateHost(size_t bytes, const std::string& what) {
+    return Allocate(bytes, what);
+  }
+
   // Copies between host and device memory, in stream order. The host side must stay untouched until
   // a Sync of that stream.
   virtual absl::Status CopyToDevice(void* device, const void* host, size_t bytes,
@@ -55,6 +74,26 @@ class Backend {
 
   // Waits until everything queued on the stream has taken effect. Device faults surface here.
   virtual absl::Status Sync(StreamId stream) = 0;
+
+  // An event marks what was queued on the stream before it, each time anew. Waiting returns when
+  // all of that has taken effect, at once for an event that marks nothing; device faults surface
+  // there. These defaults are for backends that compute before they return.
+  virtual absl::StatusOr<std::unique_ptr<StreamEvent>> MakeEvent() {
+    return std::make_unique<StreamEvent>();
+  }
+  virtual absl::Status Mark(StreamEvent*, StreamId) { return absl::OkStatus(); }
+  virtual absl::Status Wait(const StreamEvent&) { return absl::OkStatus(); }
+
+  // Records what `queue` queues on the stream, without running it. Null from backends to which a
+  // recording would bring nothing. All memory that the work names must stay while the recording
+  // does. While recording, ops can neither allocate nor wait: the same must have run once before.
+  virtual absl::StatusOr<std::unique_ptr<Recording>> Record(
+      absl::FunctionRef<absl::Status()> /*queue*/, StreamId) {
+    return nullptr;
+  }
+  virtual absl::Status Replay(const Recording&, StreamId) {
+    return absl::UnimplementedError("this backend records nothing");
+  }
 
   // One line for the log: device, instruction set or architecture, threads, numerics.
   virtual std::string Describe() const = 0;
