@@ -10,6 +10,8 @@
 #   sluice_script_test(NAME x_test SCRIPT x_test.py [ARGS ...])
 #                                                           a Python test, run from the root
 #   sluice_benchmark(NAME x_bench SRCS x_bench.cc DEPS ...)
+#   sluice_cuda_benchmark(NAME cuda_x_bench SRCS cuda_x_bench.cc DEPS ...)
+#                                                           with tests/bench/cuda_bench.h; only in CUDA builds
 #   sluice_fuzzer(NAME x_fuzz SRCS x_fuzz.cc DEPS ... CORPUS dir)
 # Each kind has a target that builds all of it (sluice_programs, sluice_tests, sluice_benchmarks,
 # sluice_fuzzers), so that nobody has to build what he does not run.
@@ -140,6 +142,16 @@ function(sluice_benchmark)
   _sluice_parse(${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} benchmark::benchmark benchmark::benchmark_main)
+  add_dependencies(sluice_benchmarks ${ARG_NAME})
+endfunction()
+
+function(sluice_cuda_benchmark)
+  if(NOT SLUICE_BUILD_BENCHMARKS OR NOT SLUICE_CUDA)
+    return()
+  endif()
+  _sluice_parse(${ARGN})
+  add_executable(${ARG_NAME} ${ARG_SRCS})
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} sluice_cuda_bench sluice_build_commit)
   add_dependencies(sluice_benchmarks ${ARG_NAME})
 endfunction()
 

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/cuda_stream.h"
 
 namespace sluice {
 
@@ -160,6 +161,8 @@ class CudaBackend final : public Backend {
         "starting a recorded step");
   }
 
+  cudaStream_t stream() const { return context_.stream; }
+
   std::string Describe() const override {
     return absl::StrCat("CUDA, ", name_, ", ",
                         context_.numerics == Numerics::kFast ? "fast" : "exact");
@@ -176,6 +179,8 @@ class CudaBackend final : public Backend {
 };
 
 }  // namespace
+
+cudaStream_t StreamOf(Backend& backend) { return dynamic_cast<CudaBackend&>(backend).stream(); }
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options) {
   int count = 0;

@@ -1,0 +1,218 @@
+// Matrix products with weights on the GPU: DeepSeek-V3's shapes through the ops, as the engine
+// calls them, so with the quantisation of the activations.
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "tests/bench/cuda_bench.h"
+
+namespace sluice::bench {
+namespace {
+
+constexpr int64_t kBlock = 128;  // rows and columns of a weight's scale
+
+// `copies` sets of `groups` weights [n, k] in block-scaled FP8.
+class Fp8Weights {
+ public:
+  Fp8Weights(int copies, int groups, int64_t n, int64_t k, uint64_t seed)
+      : data_(RandomF8(int64_t{copies} * groups * n * k, 100, seed)),
+        scales_(UniformF32(copies * groups * ScaleCount(n, k), 5e-5f, 1.5e-4f, seed + 1)) {
+    for (int copy = 0; copy < copies; ++copy) {
+      std::vector<WeightView>& views = views_.emplace_back();
+      for (int g = 0; g < groups; ++g) {
+        const int64_t index = int64_t{copy} * groups + g;
+        WeightView& view = views.emplace_back();
+        view.data = static_cast<const uint8_t*>(data_.get()) + index * n * k;
+        view.dtype = DType::kF8E4M3;
+        view.rows = n;
+        view.cols = view.row_stride = k;
+        view.scales = static_cast<const float*>(scales_.get()) + index * ScaleCount(n, k);
+        view.scale_block = kBlock;
+        view.scale_row_stride = k / kBlock;
+      }
+    }
+  }
+  absl::Span<const WeightView> operator[](int copy) const { return views_[copy]; }
+
+ private:
+  static int64_t ScaleCount(int64_t n, int64_t k) {
+    return (n + kBlock - 1) / kBlock * (k / kBlock);
+  }
+  DeviceMemory data_, scales_;
+  std::vector<std::vector<WeightView>> views_;
+};
+
+struct Peer {
+  const char* name = "";
+  double us = 0;
+};
+
+// One weight, plain.
+void Dense(CudaBench& bench, Backend& backend, int64_t m, int64_t n, int64_t k, Peer peer) {
+  const std::string shape = absl::StrCat("m=", m, " n=", n, " k=", k);
+  if (!bench.Wants("dense", shape)) return;
+  const double bytes = static_cast<double>(n * k);
+  const int copies = CopiesBeyondL2(bytes);
+  const Fp8Weights weights(copies, 1, n, k, 1);
+  const DeviceMemory x = RandomF32(m * k, 1, 3), out = Zeros(m * n * 4);
+  const TensorView x_view(x.get(), DType::kF32, {m, k}), out_view(out.get(), DType::kF32, {m, n});
+  bench.Run({.name = "dense",
+             .shape = shape,
+             .flops = 2.0 * static_cast<double>(m * n * k),
+             .flops_max = kFp8Flops,
+             .bytes = bytes + static_cast<double>(4 * m * (n + k)),
+             .peer = peer.name,
+             .peer_us = peer.us,
+             .copies = copies},
+            StreamOf(backend), [&](int i) {
+              Check(backend.linear().Linear(
+                  {.x = x_view, .w = weights[i % copies][0], .out = out_view}, {}));
+            });
+}
+
+// `groups` experts of `m` rows each: gate, up and SwiGLU, or plain.
+void Grouped(CudaBench& bench, Backend& backend, int groups, int64_t m, int64_t n, int64_t k,
+             bool gated, Peer peer) {
+  const std::string name = gated ? "grouped gated" : "grouped";
+  const std::string shape = absl::StrCat("g=", groups, " m=", m, " n=", n, " k=", k);
+  if (!bench.Wants(name, shape)) return;
+  const double bytes = static_cast<double>(groups * n * k * (gated ? 2 : 1));
+  const int copies = CopiesBeyondL2(bytes);
+  const Fp8Weights weights(copies, groups, n, k, 1), ups(gated ? copies : 0, groups, n, k, 5);
+  const int64_t rows = groups * m;
+  const DeviceMemory x = RandomF32(rows * k, 1, 3), out = Zeros(rows * n * 4);
+  std::vector<int32_t> ends;
+  for (int g = 0; g <= groups; ++g) ends.push_back(static_cast<int32_t>(g * m));
+  const DeviceMemory offsets = Upload(ends);
+  const TensorView x_view(x.get(), DType::kF32, {rows, k});
+  const TensorView out_view(out.get(), DType::kF32, {rows, n});
+  const TensorView offsets_view(offsets.get(), DType::kI32, {groups + 1});
+  bench.Run({.name = name,
+             .shape = shape,
+             .flops = 2.0 * static_cast<double>(rows * n * k) * (gated ? 2 : 1),
+             .flops_max = kFp8Flops,
+             .bytes = bytes + static_cast<double>(4 * rows * (n + k)),
+             .peer = peer.name,
+             .peer_us = peer.us,
+             .copies = copies},
+            StreamOf(backend), [&](int i) {
+              const int copy = i % copies;
+              Check(gated ? backend.linear().GroupedGatedLinear({.x = x_view,
+                                                                 .gates = weights[copy],
+                                                                 .ups = ups[copy],
+                                                                 .offsets = offsets_view,
+                                                                 .out = out_view},
+                                                                {})
+                          : backend.linear().GroupedLinear({.x = x_view,
+                                                            .weights = weights[copy],
+                                                            .offsets = offsets_view,
+                                                            .out = out_view},
+                                                           {}));
+            });
+}
+
+// The better of DeepGEMM and cuBLASLt for the same product of quantised activations, measured on
+// the same kind of card.
+struct DenseShape {
+  int64_t n, k;
+  Peer at_1, at_16, at_64, at_128, at_256, at_1024, at_4096;
+};
+constexpr DenseShape kDense[] = {
+    {2112,
+     7168,
+     {"DeepGEMM", 14.7},
+     {"DeepGEMM", 11.7},
+     {"DeepGEMM", 11.4},
+     {"DeepGEMM", 12.9},
+     {"DeepGEMM", 15.7},
+     {"DeepGEMM", 34.0},
+     {"DeepGEMM", 97.0}},
+    {24576,
+     1536,
+     {"DeepGEMM", 16.3},
+     {"cuBLASLt", 15.2},
+     {"cuBLASLt", 14.5},
+     {"cuBLASLt", 14.7},
+     {"DeepGEMM", 22.2},
+     {"DeepGEMM", 64.9},
+     {"DeepGEMM", 240.7}},
+    {7168,
+     16384,
+     {"DeepGEMM", 40.6},
+     {"DeepGEMM", 36.7},
+     {"DeepGEMM", 39.6},
+     {"cuBLASLt", 42.7},
+     {"cuBLASLt", 53.5},
+     {"cuBLASLt", 197.0},
+     {"DeepGEMM", 675.7}},
+    {4096,
+     7168,
+     {"DeepGEMM", 17.3},
+     {"DeepGEMM", 14.3},
+     {"DeepGEMM", 13.7},
+     {"DeepGEMM", 14.8},
+     {"DeepGEMM", 19.6},
+     {"DeepGEMM", 46.4},
+     {"DeepGEMM", 173.3}},
+    {7168,
+     2048,
+     {"DeepGEMM", 8.8},
+     {"DeepGEMM", 8.5},
+     {"DeepGEMM", 8.5},
+     {"cuBLASLt", 9.4},
+     {"cuBLASLt", 10.3},
+     {"cuBLASLt", 31.8},
+     {"DeepGEMM", 94.3}},
+    {32768,
+     512,
+     {"DeepGEMM", 9.3},
+     {"DeepGEMM", 9.4},
+     {"DeepGEMM", 9.8},
+     {"cuBLASLt", 10.2},
+     {"DeepGEMM", 14.9},
+     {"DeepGEMM", 38.3},
+     {"DeepGEMM", 131.9}},
+};
+
+struct GroupedShape {
+  int64_t m;
+  Peer gate_up, down;
+};
+constexpr GroupedShape kGrouped[] = {
+    {8, {"DeepGEMM", 74.3}, {"DeepGEMM", 40.0}},
+    {32, {"DeepGEMM", 74.7}, {"DeepGEMM", 40.3}},
+    {64, {"DeepGEMM", 74.8}, {"DeepGEMM", 40.6}},
+    {128, {"DeepGEMM", 81.3}, {"DeepGEMM", 48.5}},
+    {256, {"DeepGEMM", 114.0}, {"DeepGEMM", 70.0}},
+    {4096, {"DeepGEMM", 1751.4}, {"DeepGEMM", 954.4}},
+};
+
+void RunAll(CudaBench& bench) {
+  const std::unique_ptr<Backend> backend = MakeBackend();
+  for (const DenseShape& s : kDense) {
+    const struct {
+      int64_t m;
+      Peer peer;
+    } sizes[] = {{1, s.at_1},     {8, {}},           {16, s.at_16},
+                 {32, {}},        {64, s.at_64},     {128, s.at_128},
+                 {256, s.at_256}, {1024, s.at_1024}, {4096, s.at_4096}};
+    for (const auto& size : sizes) Dense(bench, *backend, size.m, s.n, s.k, size.peer);
+  }
+  for (const GroupedShape& s : kGrouped) {
+    Grouped(bench, *backend, 9, s.m, 2048, 7168, /*gated=*/true, s.gate_up);
+    Grouped(bench, *backend, 9, s.m, 7168, 2048, /*gated=*/false, s.down);
+  }
+  // One expert of a GPU that holds but one.
+  Grouped(bench, *backend, 1, 256, 2048, 7168, /*gated=*/true, {});
+  Grouped(bench, *backend, 1, 256, 7168, 2048, /*gated=*/false, {});
+}
+
+}  // namespace
+}  // namespace sluice::bench
+
+int main(int argc, char** argv) {
+  sluice::bench::CudaBench bench(argc, argv);
+  sluice::bench::RunAll(bench);
+  return 0;
+}
