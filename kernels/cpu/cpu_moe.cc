@@ -33,13 +33,18 @@ absl::Status CheckPermuteValues(const MoePermuteParams& params) {
   for (int64_t token = 0; token < tokens; ++token) {
     for (int64_t k = 0; k < top_k; ++k) {
       const int32_t expert = params.expert_ids.Row<int32_t>(token)[k];
-      if (expert < 0 || expert >= experts) {
+      if (expert < -1 || expert >= experts) {
         return absl::InvalidArgumentError(
             absl::StrCat("expert_ids[", token, ", ", k, "] is ", expert, ", there are ", experts));
       }
     }
   }
   return absl::OkStatus();
+}
+
+// Of a (token, choice) pair; -1 when this rank has none for it.
+int32_t SlotOf(const int32_t* slot_of_expert, int32_t expert) {
+  return expert < 0 ? -1 : slot_of_expert[expert];
 }
 
 bool AnyNaN(const float* x, int64_t n) {
@@ -67,7 +72,13 @@ class CpuMoeOps final : public MoeOps {
         scratch.resize(static_cast<size_t>(2 * experts));
       }
     }
+    const int32_t* live = params.live.As<int32_t>();
     ForkIfWorth(pool_, tokens, experts * 8, [&](int64_t token, int worker) {
+      if (live != nullptr && live[token] < 0) {
+        std::fill_n(params.expert_ids.Row<int32_t>(token), top_k, -1);
+        std::fill_n(params.expert_weights.Row<float>(token), top_k, 0.0f);
+        return;
+      }
       float* scores = scratch_[worker].data();
       const float* logits = params.logits.Row<float>(token);
       if (params.scoring == GateScoring::kSigmoid) {
@@ -87,6 +98,7 @@ class CpuMoeOps final : public MoeOps {
     if (params.expert_load.data == nullptr) return absl::OkStatus();
     int64_t* load = params.expert_load.As<int64_t>();
     for (int64_t token = 0; token < tokens; ++token) {
+      if (live != nullptr && live[token] < 0) continue;
       for (int64_t k = 0; k < top_k; ++k) ++load[params.expert_ids.Row<int32_t>(token)[k]];
     }
     return absl::OkStatus();
@@ -105,7 +117,7 @@ class CpuMoeOps final : public MoeOps {
     next_row_.assign(static_cast<size_t>(slots), 0);
     for (int64_t token = 0; token < tokens; ++token) {
       for (int64_t k = 0; k < top_k; ++k) {
-        const int32_t slot = slot_of_expert[params.expert_ids.Row<int32_t>(token)[k]];
+        const int32_t slot = SlotOf(slot_of_expert, params.expert_ids.Row<int32_t>(token)[k]);
         if (slot >= 0) ++next_row_[slot];
       }
     }
@@ -116,7 +128,7 @@ class CpuMoeOps final : public MoeOps {
     }
     for (int64_t token = 0; token < tokens; ++token) {
       for (int64_t k = 0; k < top_k; ++k) {
-        const int32_t slot = slot_of_expert[params.expert_ids.Row<int32_t>(token)[k]];
+        const int32_t slot = SlotOf(slot_of_expert, params.expert_ids.Row<int32_t>(token)[k]);
         params.pair_rows.Row<int32_t>(token)[k] = slot >= 0 ? next_row_[slot]++ : -1;
       }
     }

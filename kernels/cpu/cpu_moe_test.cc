@@ -30,6 +30,7 @@ struct GateCall {
   absl::Status Run(const CpuSetting& setting = kDefault) {
     const int64_t tokens = logits.view().rows();
     ids = OwnedTensor(DType::kI32, {tokens, top_k});
+    std::fill_n(ids.data<int32_t>(), tokens * top_k, 7777);
     weights = OwnedTensor(DType::kF32, {tokens, top_k});
     GateParams params = rule;
     params.logits = logits.view();
@@ -300,6 +301,29 @@ TEST(Gate, AddsToTheLoadCountersAndIsTheSameEverywhere) {
   }
 }
 
+// Also when what stands in its place is no number.
+TEST(Gate, ATokenThatOnlyFillsTheBatchChoosesNoExpert) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  GateCall call;
+  call.logits = MakeF32({3, 4}, {nan, nan, nan, nan, 0, 1, 2, 3, 3, 2, 1, 0});
+  call.top_k = 2;
+  const OwnedTensor live = MakeI32({3}, {-1, 0, -1});
+  const OwnedTensor load(DType::kI64, {4});
+  std::fill_n(load.data<int64_t>(), 4, 5);
+  call.rule = {.live = live.view(), .group_score = GroupScore::kNone, .expert_load = load.view()};
+  ASSERT_TRUE(call.Run().ok());
+  for (const int64_t token : {0, 2}) {
+    EXPECT_THAT(call.Ids(token), ElementsAre(-1, -1));
+    EXPECT_THAT(call.Weights(token), ElementsAre(0.0f, 0.0f));
+  }
+  EXPECT_THAT(call.Ids(1), ElementsAre(3, 2));
+  EXPECT_EQ(std::vector<int64_t>(load.data<int64_t>(), load.data<int64_t>() + 4),
+            (std::vector<int64_t>{5, 5, 6, 6}));
+  const OwnedTensor short_of_one = MakeI32({2}, {0, 0});
+  call.rule.live = short_of_one.view();
+  EXPECT_THAT(std::string(call.Run().message()), testing::HasSubstr("live"));
+}
+
 TEST(Gate, RefusesRulesThatCannotBeMet) {
   GateCall call;
   call.logits = RandomF32({1, 12}, 1);
@@ -323,7 +347,8 @@ void CheckPermutation(const OwnedTensor& x, const OwnedTensor& ids,
     EXPECT_EQ(offsets.data<int32_t>()[slot], row);
     for (int64_t t = 0; t < tokens; ++t) {
       for (int64_t k = 0; k < top_k; ++k) {
-        const int32_t own = slot_of_expert[ids.data<int32_t>()[t * top_k + k]];
+        const int32_t expert = ids.data<int32_t>()[t * top_k + k];
+        const int32_t own = expert < 0 ? -1 : slot_of_expert[expert];
         const int32_t pair_row = pair_rows.data<int32_t>()[t * top_k + k];
         if (own < 0) {
           EXPECT_EQ(pair_row, -1);
@@ -364,6 +389,7 @@ TEST(Permute, SortsPairsBySlotInOrderOfToken) {
           std::iota(order.begin(), order.end(), 0);
           std::shuffle(order.begin(), order.end(), random);
           std::copy_n(order.begin(), 3, ids.data<int32_t>() + t * 3);
+          if (t % 5 == 1) std::fill_n(ids.data<int32_t>() + t * 3, 3, -1);  // chose no expert
         }
         const OwnedTensor slots = MakeI32({kExperts}, placement);
         const OwnedTensor offsets(DType::kI32, {kExperts + 1});
@@ -398,7 +424,7 @@ TEST(Permute, RefusesExpertsAndSlotsThatDoNotExist) {
   };
   EXPECT_EQ(run(1, 1), "");
   EXPECT_THAT(run(2, 1), testing::HasSubstr("expert_ids[0, 0] is 2"));
-  EXPECT_THAT(run(-1, 1), testing::HasSubstr("expert_ids[0, 0] is -1"));
+  EXPECT_THAT(run(-2, 1), testing::HasSubstr("expert_ids[0, 0] is -2"));
   EXPECT_THAT(run(1, 2), testing::HasSubstr("slot_of_expert[1] is 2"));
 }
 

@@ -29,6 +29,7 @@ class CudaMoeOps final : public MoeOps {
     return CudaStatus(cuda::LaunchGate({.logits = params.logits.As<float>(),
                                         .logits_stride = params.logits.row_stride,
                                         .bias = params.bias.As<float>(),
+                                        .live = params.live.As<int32_t>(),
                                         .scores = params.scoring == GateScoring::kSigmoid
                                                       ? cuda::GateScores::kSigmoid
                                                       : cuda::GateScores::kSoftmax,

@@ -35,8 +35,9 @@ TEST_F(CudaMoeTest, GateIsTheCpusBitForBit) {
         for (int64_t e = 0; e < c.experts; ++e) logits.data<float>()[11 * c.experts + e] = 1.0f;
       }
       const OwnedTensor bias = Random({c.experts}, 0.1f);
-      const OwnedTensor ids(DType::kI32, {tokens, c.top_k}),
-          weights(DType::kF32, {tokens, c.top_k});
+      const OwnedTensor live = Integers({tokens}, -1, 3);
+      const OwnedTensor ids = Integers({tokens, c.top_k}, 7777, 7777);  // poisoned
+      const OwnedTensor weights(DType::kF32, {tokens, c.top_k});
       OwnedTensor load(DType::kI64, {c.experts});
       std::fill_n(load.data<int64_t>(), c.experts, 3);
       const TensorView device_ids = gpu_.Up(ids), device_weights = gpu_.Up(weights),
@@ -49,12 +50,14 @@ TEST_F(CudaMoeTest, GateIsTheCpusBitForBit) {
                         .scaling = 2.5f};
       params.logits = logits.view();
       if (c.bias) params.bias = bias.view();
+      if (tokens > 100) params.live = live.view();
       params.expert_ids = ids.view();
       params.expert_weights = weights.view();
       params.expert_load = load.view();
       ASSERT_TRUE(cpu_->moe().Gate(params, {}).ok());
       params.logits = gpu_.Up(logits);
       if (c.bias) params.bias = gpu_.Up(bias);
+      if (tokens > 100) params.live = gpu_.Up(live);
       params.expert_ids = device_ids;
       params.expert_weights = device_weights;
       params.expert_load = device_load;
@@ -77,9 +80,10 @@ TEST_F(CudaMoeTest, PermuteAndCombine) {
     for (int64_t t = 0; t < tokens; ++t) {
       const int32_t first = static_cast<int32_t>(random() % experts);
       for (int32_t k = 0; k < top_k; ++k)
-        ids.data<int32_t>()[t * top_k + k] = (first + 3 * k) % experts;
+        ids.data<int32_t>()[t * top_k + k] = t % 9 == 4 ? -1 : (first + 3 * k) % experts;
     }
-    const OwnedTensor offsets(DType::kI32, {slots + 1}), pairs(DType::kI32, {tokens, top_k});
+    const OwnedTensor offsets(DType::kI32, {slots + 1});
+    const OwnedTensor pairs = Integers({tokens, top_k}, 7777, 7777);  // poisoned
     const OwnedTensor rows(DType::kF32, {tokens * top_k, hidden});
     const TensorView device_offsets = gpu_.Up(offsets), device_pairs = gpu_.Up(pairs),
                      device_rows = gpu_.Up(rows);

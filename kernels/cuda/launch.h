@@ -217,7 +217,8 @@ enum class GroupRule : int32_t { kNone, kMax, kTop2Sum };
 struct GateArgs {
   const float* logits;
   int64_t logits_stride;
-  const float* bias;  // or null
+  const float* bias;    // or null
+  const int32_t* live;  // or null
   GateScores scores;
   GroupRule group_rule;
   int32_t num_groups, topk_groups, top_k, experts, tokens;

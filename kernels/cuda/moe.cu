@@ -57,6 +57,15 @@ __global__ void __launch_bounds__(32) GateKernel(GateArgs args) {
   __shared__ bool kept[kGroupsMax];
   const int lane = threadIdx.x, token = blockIdx.x;
   const float* logits = args.logits + token * args.logits_stride;
+  int32_t* ids = args.expert_ids + token * args.ids_stride;
+  float* weights = args.expert_weights + token * args.weights_stride;
+  if (args.live != nullptr && args.live[token] < 0) {
+    for (int k = lane; k < args.top_k; k += 32) {
+      ids[k] = -1;
+      weights[k] = 0;
+    }
+    return;
+  }
   bool any_nan = false;
   for (int e = lane; e < args.experts; e += 32) any_nan |= logits[e] != logits[e];
   any_nan = __any_sync(~0u, any_nan);
@@ -125,8 +134,6 @@ __global__ void __launch_bounds__(32) GateKernel(GateArgs args) {
     __syncwarp();
   }
 
-  int32_t* ids = args.expert_ids + token * args.ids_stride;
-  float* weights = args.expert_weights + token * args.weights_stride;
   float sum = 0;
   for (int k = 0; k < args.top_k; ++k) {
     const int expert = WarpFirst(choice, args.experts);
@@ -151,7 +158,7 @@ __global__ void __launch_bounds__(32) GateKernel(GateArgs args) {
 
 __device__ int SlotOfPair(const PermuteArgs& args, int pair) {
   const int expert = args.expert_ids[pair / args.top_k * args.ids_stride + pair % args.top_k];
-  return args.slot_of_expert[expert];
+  return expert < 0 ? -1 : args.slot_of_expert[expert];
 }
 
 // Counts rows per slot, and sums them up. One block; shared memory: counts [slots].

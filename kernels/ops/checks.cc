@@ -182,6 +182,9 @@ absl::Status CheckGate(const GateParams& params) {
   if (params.bias.data != nullptr) {
     SLUICE_RETURN_IF_ERROR(CheckTensor("bias", params.bias, DType::kF32, {experts}));
   }
+  if (params.live.data != nullptr) {
+    SLUICE_RETURN_IF_ERROR(CheckTensor("live", params.live, DType::kI32, {tokens}));
+  }
   if (params.expert_load.data != nullptr) {
     SLUICE_RETURN_IF_ERROR(CheckTensor("expert_load", params.expert_load, DType::kI64, {experts}));
   }

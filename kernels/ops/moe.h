@@ -25,9 +25,12 @@ enum class GroupScore {
 // if normalize, times scaling. NaN scores count as minus infinity in the choice.
 // DeepSeek-V2's own code either normalizes or scales (pass scaling 1 when normalize is set); V3's
 // does both.
+// A token whose `live` is negative only fills up a batch of fixed size: it chooses no expert (ids
+// -1, weights 0) and is not counted.
 struct GateParams {
   TensorView logits;  // f32 [T, experts]
   TensorView bias;    // f32 [experts], or no data
+  TensorView live;    // i32 [T], or no data: every token counts
   GateScoring scoring = GateScoring::kSigmoid;
   GroupScore group_score = GroupScore::kTop2Sum;
   int num_groups = 1;
@@ -40,7 +43,8 @@ struct GateParams {
 };
 
 // Sorts (token, choice) pairs by expert slot. slot_of_expert maps a logical expert to the slot of
-// this rank that holds it, or -1 when it lives elsewhere (the pair is left out: pair_rows gets -1).
+// this rank that holds it, or -1 when it lives elsewhere. Pairs of such experts, and those without
+// one (id -1), are left out: pair_rows gets -1.
 //   offsets[s]      first row of slot s; rows of a slot in order of token
 //   pair_rows[t,k]  row of pair (t, k)
 //   rows_x          x of each pair's token, gathered
@@ -53,7 +57,8 @@ struct MoePermuteParams {
   TensorView rows_x;          // f32 [T * top_k at least, hidden]
 };
 
-// out[t] += sum over k of expert_weights[t, k] * rows[pair_rows[t, k]] + shared[t].
+// out[t] += sum over k of expert_weights[t, k] * rows[pair_rows[t, k]] + shared[t], without the
+// pairs whose row is -1.
 // The sum over k is made first, in the order of k, whatever slot a row lies in.
 struct MoeCombineParams {
   TensorView rows;            // f32 [R, hidden]
