@@ -43,8 +43,8 @@ ALLOWED = {
     "tests": ["kernels", "services", "tools"],
 }
 
-# A unit test, benchmark or fuzz target is a leaf too, wherever it stands.
-LEAF_FILE = re.compile(r"_(test|bench|fuzz)\.(cc|cu)$")
+# A unit test, benchmark or fuzz target is a leaf too, wherever it stands, and so is what tests share.
+LEAF_FILE = re.compile(r"_((test|bench|fuzz)\.(cc|cu)|test_util\.h)$")
 LEAF_MAY_INCLUDE = ["kernels", "services", "tests"]
 
 # First parts of quoted includes that are not ours.
