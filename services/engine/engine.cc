@@ -135,7 +135,8 @@ KvCacheView Engine::kv_cache() const {
   KvCacheView view{
       .pages = options_.kv_pages,
       .page_tokens = kPageTokens,
-      .row_bytes = config_.kv_dim() * static_cast<int64_t>(DTypeBytes(options_.kv_dtype))};
+      .row_bytes = config_.kv_dim() * static_cast<int64_t>(DTypeBytes(options_.kv_dtype)),
+      .handle = forward_->kv_memory().handle};
   for (const TensorView& layer : forward_->kv_cache()) {
     view.layers.push_back(static_cast<std::byte*>(layer.data));
   }
