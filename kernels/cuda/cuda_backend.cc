@@ -135,6 +135,7 @@ class CudaBackend final : public Backend {
                       "a step on the GPU");
   }
 
+  bool records() const override { return true; }
   absl::StatusOr<std::unique_ptr<Recording>> Record(absl::FunctionRef<absl::Status()> queue,
                                                     StreamId) override {
     SLUICE_RETURN_IF_ERROR(

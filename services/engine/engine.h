@@ -5,7 +5,7 @@
 // Logits never leave the device.
 //
 // Threads: Submit from one thread (the owner of the scheduler), Wait from one, which may be
-// another; steps run on a thread of the engine's own. KV memory may be read, and pages of it
+// another; steps run on threads of the engine's own. KV memory may be read, and pages of it
 // written, by other threads while steps run, as KvCacheView says. The destructor waits for the
 // steps in flight. Errors: a bad plan is InvalidArgument and changes nothing. A step that fails
 // makes the engine unusable: its Wait and everything after return that error.
@@ -24,7 +24,6 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kernels/ops/backend.h"
-#include "services/engine/forward_pass.h"
 #include "services/engine/layer_listener.h"
 #include "services/engine/step_plan.h"
 #include "services/engine/step_tap.h"
@@ -52,25 +51,22 @@ struct StepHandle {
 
 // Where the KV lies, which the engine owns: page p of layer l is the page_bytes() bytes at
 // layers[l] + p * page_bytes(), row by row; row r of a sequence's i-th page is position
-// i * page_tokens + r. Layers follow each other without gaps.
+// i * page_tokens + r.
 // A step reads the rows of the positions before those it computes, in pages that its plan names,
 // and writes the rows of those it computes. Any thread may at the same time write pages that no
 // step in flight names (a reservation before Start), and read rows that no step in flight computes,
-// or that it has computed already (LayerListener). Where the processor does not reach the memory,
-// all of this is a PageMover's.
+// or that it has computed already (LayerListener).
 struct KvCacheView {
   std::vector<std::byte*> layers;
   int64_t pages = 0;
   int64_t page_tokens = 0;
   int64_t row_bytes = 0;  // one token in one layer
-  // How other processes of this host map the memory, layer 0's first byte at offset 0; null where
-  // they cannot. The engine's.
-  std::shared_ptr<const MemoryHandle> handle;
 
   int64_t page_bytes() const { return page_tokens * row_bytes; }
 };
 
 struct StepBuffers;  // services/engine/step_buffers.h
+class StepRunner;    // services/engine/step_runner.h
 
 class Engine {
  public:
@@ -110,33 +106,33 @@ class Engine {
  private:
   Engine(const model::ModelConfig& config, Backend* backend, const EngineOptions& options);
 
-  void RunSteps();
-  absl::Status RunStep(StepBuffers* step);
+  void QueueSteps();
+  void AwaitSteps();
 
   const model::ModelConfig config_;
   Backend* const backend_;
   const EngineOptions options_;
-  std::unique_ptr<ForwardPass> forward_;
-  // Plan n uses buffers n % kStepsInFlightMax: filled by Submit, then the step thread's until it
+  std::unique_ptr<StepRunner> runner_;
+  // Plan n uses buffers n % kStepsInFlightMax: filled by Submit, then the engine's until the step
   // has completed, then Wait's.
   std::array<std::unique_ptr<StepBuffers>, kStepsInFlightMax> buffers_;
-  TensorView tokens_by_slot_, prompt_mask_, output_counts_;  // device state of the slots
-  std::unique_ptr<Workspace> slot_state_;
   LayerListenerGate listener_;
   StepTap* tap_ = nullptr;
-  std::vector<int64_t> copied_load_;  // of the step that runs, since the start
 
   // std::mutex and not absl::Mutex: the packaged Abseil is not built for the thread sanitizer.
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
   uint64_t submitted_ = 0;  // numbers of the newest step that was …
+  uint64_t queued_ = 0;
   uint64_t completed_ = 0;
   uint64_t read_ = 0;
   bool stopping_ = false;
   absl::Status failure_;
   std::vector<int64_t> expert_load_;  // since the start, as of step completed_
   std::vector<int64_t> taken_load_;   // as of the last TakeExpertLoad
-  std::thread thread_;                // last: starts when everything else stands
+  // Last: they start when everything else stands. One queues steps on the backend, so that a step
+  // is there when the one before it ends; the other waits for them.
+  std::thread queuer_, awaiter_;
 };
 
 }  // namespace sluice::engine

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "services/engine/decode_bucket.h"
 #include "services/engine/fake_backend.h"
 #include "services/engine/generator.h"
 
@@ -194,7 +195,7 @@ TEST_F(EngineTest, LogitsThatAreNoNumbersEndTheRequest) {
 class Listener : public LayerListener {
  public:
   explicit Listener(FakeBackend* backend) : backend_(backend) {}
-  void OnKvWritten(uint64_t step, int64_t layer, StreamPoint) override {
+  void OnKvWritten(uint64_t step, int64_t layer) override {
     calls.push_back({step, layer});
     cache_writes.push_back(backend_->num_cache_writes());
   }
@@ -284,6 +285,68 @@ TEST_F(EngineTest, ExpertLoadCountsSinceTheLastCall) {
   EXPECT_THAT(load, ElementsAre(0, 0, 0, 0, 0, 0));
 }
 
+TEST_F(EngineTest, RecordedDecodeStepsLeaveNoTraceOfTheirPadding) {
+  moe_ = true;
+  options_.slots_max = 6;
+  backend_.RecordSteps();
+  auto engine = MakeEngine();
+  std::vector<int64_t> load;
+  engine->TakeExpertLoad(&load);
+  EXPECT_THAT(load, ElementsAre(0, 0, 0, 0, 0, 0)) << "the warm-up counts nothing";
+  const KvCacheView kv = engine->kv_cache();
+  const auto is_zero = [](std::byte byte) { return byte == std::byte{0}; };
+  EXPECT_TRUE(std::all_of(kv.layers[0], kv.layers[0] + kv.pages * kv.page_bytes(), is_zero));
+
+  const std::vector<std::vector<int32_t>> pages = {{1}, {2}, {3}, {4}, {5}, {6}};
+  StepResult result;
+  uint64_t number = 0;
+  for (const size_t sequences : {1, 2, 3, 5, 6}) {
+    SCOPED_TRACE(sequences);
+    std::vector<StepChunk> chunks(sequences, Chunk());
+    for (size_t i = 0; i < sequences; ++i) {
+      chunks[i].slot = static_cast<int32_t>(sequences - 1 - i);
+      chunks[i].tokens = absl::MakeConstSpan(tokens_).first(1);
+      chunks[i].pages = pages[i];
+      chunks[i].output_position = static_cast<int64_t>(10 * sequences + i);
+    }
+    auto handle = engine->Submit(Plan(++number, chunks));
+    ASSERT_TRUE(handle.ok()) << handle.status();
+    ASSERT_TRUE(engine->Wait(*handle, absl::Seconds(30), &result).ok());
+    EXPECT_EQ(backend_.num_replays(), static_cast<int64_t>(number));
+    ASSERT_EQ(result.slots.size(), sequences);
+    for (size_t i = 0; i < sequences; ++i) {
+      EXPECT_EQ(result.slots[i].slot, chunks[i].slot);
+      EXPECT_EQ(result.slots[i].tokens[0].token_id,
+                FakeToken(chunks[i].slot, static_cast<int32_t>(10 * sequences + i), kVocab));
+    }
+    engine->TakeExpertLoad(&load);
+    const int64_t tokens = static_cast<int64_t>(sequences);
+    EXPECT_THAT(load, ElementsAre(0, 0, 0, 0, tokens, tokens));
+  }
+  EXPECT_TRUE(std::all_of(kv.layers[0], kv.layers[0] + kv.page_bytes(), is_zero))
+      << "padding wrote to page 0";
+
+  // Prompts, and steps that somebody watches, are not replayed.
+  const std::vector<StepChunk> prompt = {Chunk()};
+  auto handle = engine->Submit(Plan(++number, prompt));
+  ASSERT_TRUE(handle.ok()) << handle.status();
+  ASSERT_TRUE(engine->Wait(*handle, absl::Seconds(30), &result).ok());
+  EXPECT_EQ(backend_.num_replays(), static_cast<int64_t>(number) - 1);
+}
+
+TEST(DecodeBucketTest, IsTheNextSizeUpAndNeverMoreThanTheSlots) {
+  EXPECT_THAT(DecodeBuckets(1), ElementsAre(1));
+  EXPECT_THAT(DecodeBuckets(6), ElementsAre(1, 2, 4, 6));
+  EXPECT_THAT(DecodeBuckets(100), ElementsAre(1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 100));
+  for (int64_t slots : {1, 7, 64, 65, 256, 1000}) {
+    const std::vector<int64_t> buckets = DecodeBuckets(slots);
+    EXPECT_EQ(buckets.back(), slots);
+    for (int64_t n = 1; n <= slots; ++n) {
+      EXPECT_EQ(DecodeBucket(n, slots), *std::lower_bound(buckets.begin(), buckets.end(), n));
+    }
+  }
+}
+
 TEST_F(EngineTest, ModelsWithoutExpertsHaveNoExpertLoad) {
   std::vector<int64_t> load = {1};
   MakeEngine()->TakeExpertLoad(&load);
@@ -291,10 +354,10 @@ TEST_F(EngineTest, ModelsWithoutExpertsHaveNoExpertLoad) {
 }
 
 TEST_F(EngineTest, SaysWhatMemoryWasNeededFor) {
-  backend_.FailAllocation("KV cache");
+  backend_.FailAllocation("KV cache of layer 0");
   auto engine = Engine::Create(SmallConfig(), SmallWeights(), &backend_, options_);
   EXPECT_EQ(engine.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(engine.status().message(), HasSubstr("KV cache"));
+  EXPECT_THAT(engine.status().message(), HasSubstr("KV cache of layer 0"));
 }
 
 TEST_F(EngineTest, RefusesOptionsOutOfRange) {

@@ -8,9 +8,12 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/base/aligned_buffer.h"
@@ -53,6 +56,27 @@ class FakeBackend : public Backend,
   absl::Status Sync(StreamId) override { return absl::OkStatus(); }
   std::string Describe() const override { return "fake"; }
 
+  bool records() const override { return records_; }
+  absl::StatusOr<std::unique_ptr<Recording>> Record(absl::FunctionRef<absl::Status()> queue,
+                                                    StreamId) override {
+    auto recording = std::make_unique<FakeRecording>();
+    recording_ = recording.get();
+    const absl::Status status = queue();
+    recording_ = nullptr;
+    if (!status.ok()) return status;
+    return recording;
+  }
+  absl::Status Replay(const Recording& recording, StreamId) override {
+    for (const auto& op : static_cast<const FakeRecording&>(recording).ops) {
+      if (const absl::Status status = op(); !status.ok()) return status;
+    }
+    replays_.fetch_add(1);
+    return absl::OkStatus();
+  }
+
+  // Before an engine is made: decode steps are recorded.
+  void RecordSteps() { records_ = true; }
+  int64_t num_replays() const { return replays_.load(); }
   int64_t num_cache_writes() const { return cache_writes_.load(); }
 
   void FailAllocation(std::string what) { fail_allocation_ = std::move(what); }
@@ -79,6 +103,17 @@ class FakeBackend : public Backend,
   }
 
  private:
+  struct FakeRecording final : Recording {
+    std::vector<std::function<absl::Status()>> ops;
+  };
+  // Keeps the op for replays while a recording is made.
+  template <typename Op>
+  absl::Status Queue(Op op) {
+    if (recording_ == nullptr) return op();
+    recording_->ops.push_back(op);
+    return absl::OkStatus();
+  }
+
   absl::Status Linear(const LinearParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status GatedLinear(const GatedLinearParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status GroupedLinear(const GroupedLinearParams&, StreamId) override {
@@ -91,28 +126,37 @@ class FakeBackend : public Backend,
   absl::Status RmsNorm(const RmsNormParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status GatherRows(const GatherRowsParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
-    const size_t row_bytes = params.dims.kv_dim() * DTypeBytes(params.cache.dtype);
-    for (int64_t i = 0; i < params.kv_rows.rows(); ++i) {
-      std::memset(params.cache.As<std::byte>() + params.kv_rows.As<int32_t>()[i] * row_bytes, 1,
-                  row_bytes);
-    }
-    cache_writes_.fetch_add(1);
-    return absl::OkStatus();
+    return Queue([this, params] {
+      const size_t row_bytes = params.dims.kv_dim() * DTypeBytes(params.cache.dtype);
+      for (int64_t i = 0; i < params.kv_rows.rows(); ++i) {
+        const int32_t row = params.kv_rows.As<int32_t>()[i];
+        if (row < 0) continue;
+        std::memset(params.cache.As<std::byte>() + row * row_bytes, 1, row_bytes);
+      }
+      cache_writes_.fetch_add(1);
+      return absl::OkStatus();
+    });
   }
   absl::Status MlaAbsorbed(const MlaAbsorbedParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status MlaPrompt(const MlaPromptParams&, StreamId) override { return absl::OkStatus(); }
   // Every token chooses the last of the experts.
   absl::Status Gate(const GateParams& params, StreamId) override {
-    const int64_t top_k = params.expert_ids.row_elements();
-    const int64_t first = params.expert_load.dims[0] - top_k;
-    for (int64_t i = 0; i < top_k; ++i) {
-      params.expert_load.As<int64_t>()[first + i] += params.expert_ids.rows();
-    }
-    return absl::OkStatus();
+    return Queue([params] {
+      const int64_t top_k = params.expert_ids.row_elements();
+      const int64_t first = params.expert_load.dims[0] - top_k;
+      for (int64_t token = 0; token < params.expert_ids.rows(); ++token) {
+        if (params.live.data != nullptr && params.live.As<int32_t>()[token] < 0) continue;
+        for (int64_t i = 0; i < top_k; ++i) ++params.expert_load.As<int64_t>()[first + i];
+      }
+      return absl::OkStatus();
+    });
   }
   absl::Status Permute(const MoePermuteParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status Combine(const MoeCombineParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status Sample(const SampleParams& params, StreamId) override {
+    return Queue([this, params] { return SampleNow(params); });
+  }
+  absl::Status SampleNow(const SampleParams& params) {
     std::unique_lock lock(mutex_);
     released_.wait(lock, [&] { return !held_; });
     if (!next_sample_.ok()) return std::exchange(next_sample_, absl::OkStatus());
@@ -124,6 +168,9 @@ class FakeBackend : public Backend,
     return absl::OkStatus();
   }
 
+  bool records_ = false;
+  FakeRecording* recording_ = nullptr;
+  std::atomic<int64_t> replays_{0};
   std::string fail_allocation_;
   std::atomic<int64_t> cache_writes_{0};
   std::mutex mutex_;  // guards all below

@@ -58,20 +58,6 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(
   return pass;
 }
 
-absl::Status ForwardPass::AllocateKvCache() {
-  const TensorView layer(nullptr, limits_.kv_dtype,
-                         {limits_.num_pages, kPageTokens, config_.kv_dim()});
-  const size_t layer_bytes = layer.dims[0] * layer.row_elements() * DTypeBytes(layer.dtype);
-  const size_t layers = weights_->layers.size();
-  SLUICE_ASSIGN_OR_RETURN(kv_memory_,
-                          backend_->AllocateShareable(layers * layer_bytes, "KV cache"));
-  for (size_t i = 0; i < layers; ++i) {
-    kv_cache_.push_back(layer);
-    kv_cache_.back().data = kv_memory_.As<std::byte>() + i * layer_bytes;
-  }
-  return absl::OkStatus();
-}
-
 absl::Status ForwardPass::AllocateMemory() {
   const int64_t tokens = limits_.tokens_max;
   const int64_t samples = limits_.samples_max;
@@ -84,7 +70,13 @@ absl::Status ForwardPass::AllocateMemory() {
     return workspace_.Tensor(name, DType::kI32, shape);
   };
 
-  SLUICE_RETURN_IF_ERROR(AllocateKvCache());
+  for (size_t layer = 0; layer < weights_->layers.size(); ++layer) {
+    SLUICE_ASSIGN_OR_RETURN(
+        TensorView cache,
+        workspace_.Tensor(absl::StrCat("KV cache of layer ", layer), limits_.kv_dtype,
+                          {limits_.num_pages, kPageTokens, config_.kv_dim()}));
+    kv_cache_.push_back(cache);
+  }
   const std::vector<float> table = model::MakeCosSinTable(config_, limits_.positions_max);
   SLUICE_ASSIGN_OR_RETURN(cos_sin_,
                           f32("rotary angles", {limits_.positions_max, config_.qk_rope_head_dim}));
@@ -159,23 +151,13 @@ absl::Status ForwardPass::Run(const ForwardBatch& batch, StreamId stream,
 
   const int64_t last = static_cast<int64_t>(weights_->layers.size()) - 1;
   for (int64_t index = 0; index <= last; ++index) {
-    const model::LayerWeights& layer = weights_->layers[index];
     // After the last layer's cache write nothing but the sampled rows matters.
     const bool samples_only =
         index == last && tap == nullptr && batch.num_samples < batch.num_tokens;
     SLUICE_RETURN_IF_ERROR(Attend(index, batch, samples_only, &rows, stream, observers.listener));
     if (rows.count == 0) return absl::OkStatus();
 
-    const TensorView x = normed_.Prefix(rows.count);
-    SLUICE_RETURN_IF_ERROR(
-        backend_->elementwise().RmsNorm({.x = rows.hidden,
-                                         .weight = layer.post_attention_norm,
-                                         .eps = static_cast<float>(config_.rms_norm_eps),
-                                         .out = x},
-                                        stream));
-    SLUICE_RETURN_IF_ERROR(layer.dense.has_value()
-                               ? DenseMlp(*layer.dense, x, rows.hidden, /*accumulate=*/true, stream)
-                               : MixtureOfExperts(index, rows, stream, tap));
+    SLUICE_RETURN_IF_ERROR(FeedForward(index, batch, rows, stream, tap));
     if (tap != nullptr) {
       SLUICE_RETURN_IF_ERROR(backend_->Sync(stream));
       tap->OnHidden(index, rows.hidden);
@@ -201,6 +183,19 @@ absl::Status ForwardPass::Run(const ForwardBatch& batch, StreamId stream,
   if (tap != nullptr) {
     SLUICE_RETURN_IF_ERROR(backend_->Sync(stream));
     tap->OnLogits(logits_.Prefix(rows.count));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ForwardPass::WarmUp(const ForwardBatch& batch, StreamId stream) {
+  bool is_done[2] = {};
+  for (size_t index = 0; index < weights_->layers.size(); ++index) {
+    bool& done = is_done[weights_->layers[index].moe.has_value()];
+    if (std::exchange(done, true)) continue;
+    Rows rows{hidden_.Prefix(batch.num_tokens), batch.num_tokens};
+    const int64_t layer = static_cast<int64_t>(index);
+    SLUICE_RETURN_IF_ERROR(Attend(layer, batch, /*samples_only=*/false, &rows, stream, nullptr));
+    SLUICE_RETURN_IF_ERROR(FeedForward(layer, batch, rows, stream, nullptr));
   }
   return absl::OkStatus();
 }
@@ -244,8 +239,8 @@ absl::Status ForwardPass::Attend(int64_t index, const ForwardBatch& batch, bool 
                                                               .cache = kv_cache_[index]},
                                                              stream));
   if (listener != nullptr) {
-    SLUICE_ASSIGN_OR_RETURN(const StreamPoint written, backend_->Point(stream));
-    listener->OnKvWritten(batch.step, index, written);
+    SLUICE_RETURN_IF_ERROR(backend_->Sync(stream));
+    listener->OnKvWritten(batch.step, index);
   }
   SLUICE_RETURN_IF_ERROR(samples_only ? AttendSamples(index, batch, rows, stream)
                                       : AttendAll(index, batch, stream));
@@ -322,8 +317,23 @@ absl::Status ForwardPass::DenseMlp(const model::MlpWeights& mlp, const TensorVie
       {.x = inner, .w = mlp.down, .out = out, .accumulate = accumulate}, stream);
 }
 
-absl::Status ForwardPass::MixtureOfExperts(int64_t index, const Rows& rows, StreamId stream,
-                                           StepTap* tap) {
+absl::Status ForwardPass::FeedForward(int64_t index, const ForwardBatch& batch, const Rows& rows,
+                                      StreamId stream, StepTap* tap) {
+  const model::LayerWeights& layer = weights_->layers[index];
+  const TensorView x = normed_.Prefix(rows.count);
+  SLUICE_RETURN_IF_ERROR(
+      backend_->elementwise().RmsNorm({.x = rows.hidden,
+                                       .weight = layer.post_attention_norm,
+                                       .eps = static_cast<float>(config_.rms_norm_eps),
+                                       .out = x},
+                                      stream));
+  return layer.dense.has_value()
+             ? DenseMlp(*layer.dense, x, rows.hidden, /*accumulate=*/true, stream)
+             : MixtureOfExperts(index, batch, rows, stream, tap);
+}
+
+absl::Status ForwardPass::MixtureOfExperts(int64_t index, const ForwardBatch& batch,
+                                           const Rows& rows, StreamId stream, StepTap* tap) {
   const model::LayerWeights::Moe& moe = *weights_->layers[index].moe;
   const ExpertViews& views = experts_[index];
   const TensorView x = normed_.Prefix(rows.count);
@@ -338,6 +348,7 @@ absl::Status ForwardPass::MixtureOfExperts(int64_t index, const Rows& rows, Stre
   SLUICE_RETURN_IF_ERROR(backend_->moe().Gate(
       {.logits = logits,
        .bias = moe.bias,
+       .live = batch.is_padded ? batch.kv_rows.Prefix(rows.count) : TensorView(),
        .scoring = GateScoringOf(config_),
        .group_score = GroupScoreOf(config_),
        .num_groups = static_cast<int>(config_.n_group),

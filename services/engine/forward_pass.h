@@ -49,6 +49,7 @@ struct ForwardBatch {
   int64_t num_absorbed = 0;
   absl::Span<const Prompt> prompts;
   int64_t num_samples = 0;
+  bool is_padded = false;  // tokens with a negative kv_row are nobody's: no expert is theirs
 
   TensorView ids;             // i32 [num_tokens]; negative: see EmbedParams
   TensorView tokens_by_slot;  // i32 [slots]
@@ -63,8 +64,7 @@ struct ForwardBatch {
   TensorView sample_seqs;       // i32 [num_samples]
 };
 
-// Who is told of a pass while it runs; each may be null, and each call of the tap waits for the
-// stream.
+// Who is told of a pass while it runs; each may be null, and each call waits for the stream.
 struct PassObservers {
   LayerListener* listener = nullptr;
   StepTap* tap = nullptr;  // every row is computed in every layer then
@@ -80,6 +80,10 @@ class ForwardPass {
   // Queues the whole pass on the stream; logits() then holds num_samples rows.
   absl::Status Run(const ForwardBatch& batch, StreamId stream, const PassObservers& observers);
 
+  // Queues the first layer of each kind for a batch of tokens_max tokens without samples, so that
+  // ops meet the largest sizes there are. Its tokens must all be padding.
+  absl::Status WarmUp(const ForwardBatch& batch, StreamId stream);
+
   // f32 [samples_max, vocab]
   const TensorView& logits() const { return logits_; }
   // i64 [layers, experts]: tokens each logical expert was chosen for, since the start. The last
@@ -87,10 +91,8 @@ class ForwardPass {
   const TensorView& expert_load() const { return expert_load_; }
   // One for each layer: [num_pages, kPageTokens, kv_dim].
   const std::vector<TensorView>& kv_cache() const { return kv_cache_; }
-  // What all of it lies in, layer behind layer.
-  const DeviceBuffer& kv_memory() const { return kv_memory_; }
   // Bytes of KV cache and of activations.
-  size_t workspace_bytes() const { return kv_memory_.bytes + workspace_.bytes(); }
+  size_t workspace_bytes() const { return workspace_.bytes(); }
 
  private:
   // Rows of the residual stream that a layer works on, and where they stand.
@@ -107,7 +109,6 @@ class ForwardPass {
   ForwardPass(const model::ModelConfig& config, std::shared_ptr<const model::ModelWeights> weights,
               Backend* backend, const ForwardLimits& limits);
   absl::Status AllocateMemory();
-  absl::Status AllocateKvCache();
 
   absl::Status ProjectQueries(const model::LayerWeights& layer, int64_t count, StreamId stream);
   absl::Status Attend(int64_t index, const ForwardBatch& batch, bool samples_only, Rows* rows,
@@ -116,7 +117,10 @@ class ForwardPass {
   absl::Status AttendSamples(int64_t index, const ForwardBatch& batch, Rows* rows, StreamId stream);
   absl::Status DenseMlp(const model::MlpWeights& mlp, const TensorView& x, const TensorView& out,
                         bool accumulate, StreamId stream);
-  absl::Status MixtureOfExperts(int64_t index, const Rows& rows, StreamId stream, StepTap* tap);
+  absl::Status FeedForward(int64_t index, const ForwardBatch& batch, const Rows& rows,
+                           StreamId stream, StepTap* tap);
+  absl::Status MixtureOfExperts(int64_t index, const ForwardBatch& batch, const Rows& rows,
+                                StreamId stream, StepTap* tap);
 
   const model::ModelConfig config_;
   const std::shared_ptr<const model::ModelWeights> weights_;
@@ -126,7 +130,6 @@ class ForwardPass {
   Workspace workspace_;
   std::vector<ExpertViews> experts_;  // one per layer, empty for dense ones
 
-  DeviceBuffer kv_memory_;
   std::vector<TensorView> kv_cache_;
   TensorView cos_sin_;
   TensorView expert_load_;

@@ -6,37 +6,12 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/ops/sampling.h"
+#include "services/engine/decode_bucket.h"
 
 namespace sluice::engine {
 namespace {
 
-absl::StatusOr<MirroredArray> MakeArray(Workspace* workspace, const char* name, DType dtype,
-                                        std::initializer_list<int64_t> shape) {
-  MirroredArray array;
-  SLUICE_ASSIGN_OR_RETURN(array.device, workspace->Tensor(name, dtype, shape));
-  array.host = array.device;
-  array.host_memory.resize(array.device.dims[0] * array.device.row_elements() * DTypeBytes(dtype));
-  array.host.data = array.host_memory.data();
-  return array;
-}
-
-size_t BytesOfRows(const TensorView& view, int64_t rows) {
-  return rows * view.row_elements() * DTypeBytes(view.dtype);
-}
-
-absl::Status CopyIn(Backend* backend, const MirroredArray& array, int64_t rows, StreamId stream) {
-  if (rows == 0) return absl::OkStatus();
-  return backend->CopyToDevice(array.device.data, array.host.data, BytesOfRows(array.host, rows),
-                               stream);
-}
-
-absl::Status CopyOut(Backend* backend, const MirroredArray& array, int64_t rows, StreamId stream) {
-  if (rows == 0) return absl::OkStatus();
-  return backend->CopyToHost(array.host.data, array.device.data, BytesOfRows(array.host, rows),
-                             stream);
-}
-
-int32_t* Ints(const MirroredArray& array) { return array.host.As<int32_t>(); }
+int32_t* Ints(const TensorView& view) { return view.As<int32_t>(); }
 
 absl::Status CheckReset(const SlotReset& reset, const model::ModelConfig& config,
                         const EngineOptions& options) {
@@ -58,47 +33,26 @@ absl::Status CheckReset(const SlotReset& reset, const model::ModelConfig& config
 
 }  // namespace
 
+StepBuffers::StepBuffers(const StepLayout& layout, int64_t slots_max, bool pads_decode)
+    : layout_(layout), slots_max_(slots_max), pads_decode_(pads_decode) {
+  slot_used_.resize(slots_max);
+  last_row_of_chunk_.resize(slots_max);
+  prompts.reserve(slots_max);
+}
+
 absl::StatusOr<std::unique_ptr<StepBuffers>> StepBuffers::Create(Backend* backend,
                                                                  const model::ModelConfig& config,
-                                                                 const EngineOptions& options) {
-  auto step = std::make_unique<StepBuffers>();
-  step->workspace = std::make_unique<Workspace>(backend);
-  Workspace* workspace = step->workspace.get();
-  const int64_t tokens = options.step_tokens_max;
-  const int64_t slots = options.slots_max;
-  const auto make = [workspace](const char* name, DType dtype, std::initializer_list<int64_t> shape,
-                                MirroredArray* array) {
-    absl::StatusOr<MirroredArray> made = MakeArray(workspace, name, dtype, shape);
-    if (made.ok()) *array = *std::move(made);
-    return made.status();
-  };
-  const DType i32 = DType::kI32;
-  SLUICE_RETURN_IF_ERROR(make("token ids", i32, {tokens}, &step->ids));
-  SLUICE_RETURN_IF_ERROR(make("positions", i32, {tokens}, &step->positions));
-  SLUICE_RETURN_IF_ERROR(make("KV rows", i32, {tokens}, &step->kv_rows));
-  SLUICE_RETURN_IF_ERROR(make("sequence of token", i32, {tokens}, &step->seq_of_token));
-  SLUICE_RETURN_IF_ERROR(
-      make("page table", i32, {slots, PagesFor(options.positions_max)}, &step->page_table));
-  SLUICE_RETURN_IF_ERROR(make("sampled rows", i32, {slots}, &step->sample_rows));
-  SLUICE_RETURN_IF_ERROR(make("sampled positions", i32, {slots}, &step->sample_positions));
-  SLUICE_RETURN_IF_ERROR(make("sampled sequences", i32, {slots}, &step->sample_seqs));
-  SLUICE_RETURN_IF_ERROR(make("sampling rows", DType::kU8,
-                              {slots, static_cast<int64_t>(sizeof(SamplingRow))}, &step->sampling));
-  const int64_t bias_max = slots * static_cast<int64_t>(kLogitBiasMax);
-  const int64_t banned_max = slots * static_cast<int64_t>(kStopTokensMax);
-  SLUICE_RETURN_IF_ERROR(make("logit bias ids", i32, {bias_max}, &step->bias_ids));
-  SLUICE_RETURN_IF_ERROR(make("logit biases", DType::kF32, {bias_max}, &step->bias_values));
-  SLUICE_RETURN_IF_ERROR(make("banned tokens", i32, {banned_max}, &step->banned_ids));
-  SLUICE_RETURN_IF_ERROR(make("sampled tokens", i32, {slots}, &step->tokens));
-  SLUICE_RETURN_IF_ERROR(make("logprobs", DType::kF32, {slots}, &step->logprobs));
-  const int64_t top = std::min<int64_t>(kLogprobsMax, config.vocab_size);
-  SLUICE_RETURN_IF_ERROR(make("top tokens", i32, {slots, top}, &step->top_ids));
-  SLUICE_RETURN_IF_ERROR(make("top logprobs", DType::kF32, {slots, top}, &step->top_logprobs));
-  SLUICE_RETURN_IF_ERROR(make("finite logits", DType::kU8, {slots}, &step->not_finite));
-  SLUICE_ASSIGN_OR_RETURN(step->resolved_ids, workspace->Tensor("resolved ids", i32, {tokens}));
-  step->slot_used_.resize(slots);
-  step->last_row_of_chunk_.resize(slots);
-  step->prompts.reserve(slots);
+                                                                 const EngineOptions& options,
+                                                                 const StepLayout& layout,
+                                                                 bool pads_decode) {
+  std::unique_ptr<StepBuffers> step(new StepBuffers(layout, options.slots_max, pads_decode));
+  SLUICE_ASSIGN_OR_RETURN(step->input_block,
+                          backend->AllocateHost(layout.input_bytes_max(), "step inputs"));
+  SLUICE_ASSIGN_OR_RETURN(step->output_block,
+                          backend->AllocateHost(layout.output_bytes_max(), "step outputs"));
+  const size_t load_bytes = config.num_hidden_layers * config.n_routed_experts * sizeof(int64_t);
+  SLUICE_ASSIGN_OR_RETURN(step->expert_load, backend->AllocateHost(load_bytes, "expert load"));
+  SLUICE_ASSIGN_OR_RETURN(step->done, backend->MakeEvent());
   return step;
 }
 
@@ -138,71 +92,116 @@ absl::Status StepBuffers::CheckChunk(size_t index, const StepChunk& chunk,
       return error(status.message());
     }
   }
-  if (num_tokens + static_cast<int64_t>(chunk.tokens.size()) > options.step_tokens_max) {
+  if (num_tokens_ + static_cast<int64_t>(chunk.tokens.size()) > options.step_tokens_max) {
     return error("the step has more than ", options.step_tokens_max, " tokens");
   }
-  num_tokens += chunk.tokens.size();
+  num_tokens_ += chunk.tokens.size();
   return absl::OkStatus();
 }
 
 absl::Status StepBuffers::Fill(const StepPlan& plan, const model::ModelConfig& config,
                                const EngineOptions& options) {
   number = plan.number;
-  num_tokens = num_absorbed = num_seqs = num_samples = num_bias = num_banned = 0;
-  any_penalties = false;
-  prompts.clear();
+  num_tokens_ = 0;
   resets.clear();
   std::fill(slot_used_.begin(), slot_used_.end(), false);
   if (plan.chunks.empty()) return absl::InvalidArgumentError("step plan: no chunks");
+  StepShape rows{.seqs = static_cast<int64_t>(plan.chunks.size())};
   for (size_t i = 0; i < plan.chunks.size(); ++i) {
     SLUICE_RETURN_IF_ERROR(CheckChunk(i, plan.chunks[i], config, options));
+    rows.samples += plan.chunks[i].sampling != nullptr ? 1 : 0;
   }
+  rows.tokens = num_tokens_;
   for (const SlotReset& reset : plan.resets) {
     SLUICE_RETURN_IF_ERROR(CheckReset(reset, config, options));
     resets.push_back({reset.slot,
                       {reset.prompt.begin(), reset.prompt.end()},
                       {reset.output.begin(), reset.output.end()}});
   }
+  is_decode = pads_decode_ && rows.tokens == rows.seqs && rows.samples == rows.seqs;
+  if (is_decode) {
+    const int64_t bucket = DecodeBucket(rows.seqs, slots_max_);
+    rows = {bucket, bucket, bucket};
+  }
+  LayOut(rows);
 
   // Absorbed chunks first, then prompts, each group in the plan's order.
   const auto is_prompt = [&](const StepChunk& chunk) {
     return !options.absorb_prompts && static_cast<int64_t>(chunk.tokens.size()) >= kPromptChunkMin;
   };
-  num_tokens = 0;
   for (const bool prompt_pass : {false, true}) {
     for (size_t i = 0; i < plan.chunks.size(); ++i) {
       const StepChunk& chunk = plan.chunks[i];
       if (is_prompt(chunk) != prompt_pass) continue;
       if (prompt_pass) {
-        prompts.push_back({.token_begin = num_tokens,
+        prompts.push_back({.token_begin = num_tokens_,
                            .num_tokens = static_cast<int64_t>(chunk.tokens.size()),
                            .seq = static_cast<int64_t>(i),
                            .first_position = chunk.first_position});
       }
       AddTokens(chunk, static_cast<int64_t>(i));
-      last_row_of_chunk_[i] = num_tokens - 1;
+      last_row_of_chunk_[i] = num_tokens_ - 1;
     }
-    if (!prompt_pass) num_absorbed = num_tokens;
+    if (!prompt_pass) num_absorbed = num_tokens_;
   }
-  num_seqs = static_cast<int64_t>(plan.chunks.size());
+  num_seqs_ = static_cast<int64_t>(plan.chunks.size());
   for (size_t i = 0; i < plan.chunks.size(); ++i) {
     if (plan.chunks[i].sampling == nullptr) continue;
     AddSample(plan.chunks[i], static_cast<int64_t>(i), last_row_of_chunk_[i]);
   }
+  if (is_decode) AddPadding();
   return absl::OkStatus();
+}
+
+void StepBuffers::FillWithPadding(const StepShape& rows) {
+  resets.clear();
+  is_decode = false;
+  LayOut(rows);
+  AddPadding();
+}
+
+void StepBuffers::LayOut(const StepShape& rows) {
+  shape = rows;
+  inputs = layout_.Inputs(input_block.memory.get(), rows);
+  outputs = layout_.Outputs(output_block.memory.get(), rows.samples);
+  num_tokens_ = num_seqs_ = num_samples = num_absorbed = num_bias = num_banned = 0;
+  prompts.clear();
+  is_padded = false;
+}
+
+void StepBuffers::AddPadding() {
+  is_padded = true;
+  for (; num_tokens_ < shape.tokens; ++num_tokens_) {
+    Ints(inputs.ids)[num_tokens_] = 0;
+    Ints(inputs.positions)[num_tokens_] = 0;
+    Ints(inputs.kv_rows)[num_tokens_] = -1;
+    Ints(inputs.seq_of_token)[num_tokens_] =
+        static_cast<int32_t>(std::min(num_tokens_, shape.seqs - 1));
+  }
+  for (; num_seqs_ < shape.seqs; ++num_seqs_) {
+    std::fill_n(inputs.page_table.Row<int32_t>(num_seqs_), inputs.page_table.dims[1], 0);
+  }
+  const SamplingRow sample{.temperature = 0, .slot = static_cast<int32_t>(slots_max_)};
+  for (int64_t row = num_samples; row < shape.samples; ++row) {
+    std::memcpy(inputs.sampling.Row<uint8_t>(row), &sample, sizeof(sample));
+    Ints(inputs.sample_rows)[row] = static_cast<int32_t>(row);
+    Ints(inputs.sample_positions)[row] = 0;
+    Ints(inputs.sample_seqs)[row] = static_cast<int32_t>(row);
+  }
+  num_absorbed = shape.tokens;
 }
 
 void StepBuffers::AddTokens(const StepChunk& chunk, int64_t seq) {
   const int64_t end = chunk.first_position + static_cast<int64_t>(chunk.tokens.size());
-  std::copy_n(chunk.pages.begin(), PagesFor(end), page_table.host.Row<int32_t>(seq));
-  for (size_t i = 0; i < chunk.tokens.size(); ++i, ++num_tokens) {
+  std::copy_n(chunk.pages.begin(), PagesFor(end), inputs.page_table.Row<int32_t>(seq));
+  for (size_t i = 0; i < chunk.tokens.size(); ++i, ++num_tokens_) {
     const int64_t position = chunk.first_position + static_cast<int64_t>(i);
     const int32_t token = chunk.tokens[i];
-    Ints(ids)[num_tokens] = token == kSampledToken ? -(chunk.slot + 1) : token;
-    Ints(positions)[num_tokens] = static_cast<int32_t>(position);
-    Ints(kv_rows)[num_tokens] = static_cast<int32_t>(
+    Ints(inputs.ids)[num_tokens_] = token == kSampledToken ? -(chunk.slot + 1) : token;
+    Ints(inputs.positions)[num_tokens_] = static_cast<int32_t>(position);
+    Ints(inputs.kv_rows)[num_tokens_] = static_cast<int32_t>(
         chunk.pages[position / kPageTokens] * kPageTokens + position % kPageTokens);
-    Ints(seq_of_token)[num_tokens] = static_cast<int32_t>(seq);
+    Ints(inputs.seq_of_token)[num_tokens_] = static_cast<int32_t>(seq);
   }
 }
 
@@ -222,44 +221,42 @@ void StepBuffers::AddSample(const StepChunk& chunk, int64_t seq, int64_t row) {
       .num_logprobs = params.num_logprobs,
       .counts_tokens = params.has_penalties(),
   };
-  any_penalties |= params.has_penalties();
   sample.bias_begin = static_cast<int32_t>(num_bias);
   for (const auto& [id, bias] : params.logit_bias) {
-    Ints(bias_ids)[num_bias] = id;
-    bias_values.host.As<float>()[num_bias++] = bias;
+    Ints(inputs.bias_ids)[num_bias] = id;
+    inputs.bias_values.As<float>()[num_bias++] = bias;
   }
   sample.bias_end = static_cast<int32_t>(num_bias);
   sample.banned_begin = static_cast<int32_t>(num_banned);
   if (chunk.output_position < params.min_tokens) {
-    for (const int32_t id : params.stop_token_ids) Ints(banned_ids)[num_banned++] = id;
+    for (const int32_t id : params.stop_token_ids) Ints(inputs.banned_ids)[num_banned++] = id;
   }
   sample.banned_end = static_cast<int32_t>(num_banned);
 
-  std::memcpy(sampling.host.Row<uint8_t>(num_samples), &sample, sizeof(sample));
-  Ints(sample_rows)[num_samples] = static_cast<int32_t>(row);
-  Ints(sample_positions)[num_samples] = Ints(positions)[row];
-  Ints(sample_seqs)[num_samples] = static_cast<int32_t>(seq);
+  std::memcpy(inputs.sampling.Row<uint8_t>(num_samples), &sample, sizeof(sample));
+  Ints(inputs.sample_rows)[num_samples] = static_cast<int32_t>(row);
+  Ints(inputs.sample_positions)[num_samples] = Ints(inputs.positions)[row];
+  Ints(inputs.sample_seqs)[num_samples] = static_cast<int32_t>(seq);
   ++num_samples;
 }
 
-absl::Status StepBuffers::CopyInputs(Backend* backend, StreamId stream) {
-  for (const MirroredArray* array : {&ids, &positions, &kv_rows, &seq_of_token}) {
-    SLUICE_RETURN_IF_ERROR(CopyIn(backend, *array, num_tokens, stream));
-  }
-  SLUICE_RETURN_IF_ERROR(CopyIn(backend, page_table, num_seqs, stream));
-  for (const MirroredArray* array : {&sample_rows, &sample_positions, &sample_seqs, &sampling}) {
-    SLUICE_RETURN_IF_ERROR(CopyIn(backend, *array, num_samples, stream));
-  }
-  SLUICE_RETURN_IF_ERROR(CopyIn(backend, bias_ids, num_bias, stream));
-  SLUICE_RETURN_IF_ERROR(CopyIn(backend, bias_values, num_bias, stream));
-  return CopyIn(backend, banned_ids, num_banned, stream);
+absl::Status StepBuffers::CopyInputs(Backend* backend, void* block, StreamId stream) {
+  const auto copy = [&](const TensorView& view, size_t bytes) {
+    const size_t offset = view.As<std::byte>() - input_block.As<std::byte>();
+    return bytes == 0 ? absl::OkStatus()
+                      : backend->CopyToDevice(static_cast<std::byte*>(block) + offset, view.data,
+                                              bytes, stream);
+  };
+  SLUICE_RETURN_IF_ERROR(
+      backend->CopyToDevice(block, input_block.memory.get(), inputs.bytes, stream));
+  SLUICE_RETURN_IF_ERROR(copy(inputs.bias_ids, num_bias * sizeof(int32_t)));
+  SLUICE_RETURN_IF_ERROR(copy(inputs.bias_values, num_bias * sizeof(float)));
+  return copy(inputs.banned_ids, num_banned * sizeof(int32_t));
 }
 
-absl::Status StepBuffers::CopyOutputs(Backend* backend, StreamId stream) {
-  for (const MirroredArray* array : {&tokens, &logprobs, &top_ids, &top_logprobs, &not_finite}) {
-    SLUICE_RETURN_IF_ERROR(CopyOut(backend, *array, num_samples, stream));
-  }
-  return absl::OkStatus();
+absl::Status StepBuffers::CopyOutputs(Backend* backend, const void* block, StreamId stream) {
+  if (shape.samples == 0) return absl::OkStatus();
+  return backend->CopyToHost(output_block.memory.get(), block, outputs.bytes, stream);
 }
 
 void StepBuffers::ReadResult(StepResult* result) const {
@@ -267,19 +264,19 @@ void StepBuffers::ReadResult(StepResult* result) const {
   result->slots.resize(num_samples);
   for (int64_t i = 0; i < num_samples; ++i) {
     SamplingRow row;
-    std::memcpy(&row, sampling.host.Row<uint8_t>(i), sizeof(row));
+    std::memcpy(&row, inputs.sampling.Row<uint8_t>(i), sizeof(row));
     SlotResult& slot = result->slots[i];
     slot.slot = row.slot;
     slot.tokens.resize(1);
     SampledToken& token = slot.tokens[0];
-    token.token_id = Ints(tokens)[i];
-    token.logprob = row.num_logprobs >= 0 ? logprobs.host.As<float>()[i] : 0.0f;
-    token.not_finite = not_finite.host.As<uint8_t>()[i] != 0;
+    token.token_id = Ints(outputs.tokens)[i];
+    token.logprob = row.num_logprobs >= 0 ? outputs.logprobs.As<float>()[i] : 0.0f;
+    token.not_finite = outputs.not_finite.As<uint8_t>()[i] != 0;
     token.top_logprobs.clear();
-    const int64_t top = std::min<int64_t>(row.num_logprobs, top_ids.host.dims[1]);
+    const int64_t top = std::min<int64_t>(row.num_logprobs, outputs.top_ids.dims[1]);
     for (int64_t j = 0; j < top; ++j) {
       token.top_logprobs.push_back(
-          {top_ids.host.Row<int32_t>(i)[j], top_logprobs.host.Row<float>(i)[j]});
+          {outputs.top_ids.Row<int32_t>(i)[j], outputs.top_logprobs.Row<float>(i)[j]});
     }
   }
 }

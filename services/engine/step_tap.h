@@ -8,7 +8,8 @@
 namespace sluice::engine {
 
 // Views are valid during the call only. Rows are the step's tokens in the order of its chunks;
-// where prompts are not absorbed, the chunks that are go first. Called on the engine's thread.
+// where prompts are not absorbed, the chunks that are go first. Behind them may be rows of padding
+// (decode_bucket.h). Called on the engine's thread.
 class StepTap {
  public:
   virtual ~StepTap() = default;

@@ -24,8 +24,7 @@ transport::KvMemory KvMemoryOf(const engine::Engine& engine) {
                      .pages = view.pages,
                      .page_rows = view.page_tokens,
                      .row_bytes = view.row_bytes},
-          .layers = view.layers,
-          .handle = view.handle};
+          .layers = view.layers};
 }
 
 absl::Status CheckDevice(v1::Role role, const Backend& backend) {

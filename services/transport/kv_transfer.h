@@ -16,7 +16,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -24,8 +23,6 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "kernels/ops/device_buffer.h"
-#include "kernels/ops/stream.h"
 #include "sluice/v1/control.pb.h"
 
 namespace sluice::transport {
@@ -45,9 +42,6 @@ struct KvLayout {
 struct KvMemory {
   KvLayout layout;
   std::vector<std::byte*> layers;
-  // How other processes of this host map it; null where they cannot. Then layers follow each other
-  // without gaps, layer 0 at offset 0.
-  std::shared_ptr<const MemoryHandle> handle;
 
   // REQUIRES layer and page inside the layout, rows at most page_rows.
   absl::Span<std::byte> Rows(int64_t layer, int64_t page, int64_t rows) const {
@@ -56,8 +50,7 @@ struct KvMemory {
   }
 };
 
-// InvalidArgument naming the field that is not positive, the count of layers that differs, or the
-// layer of mappable memory that does not lie where it should.
+// InvalidArgument naming the field that is not positive or the count of layers that differs.
 absl::Status CheckMemory(const KvMemory& memory);
 
 // --- The receiving side ---
@@ -128,10 +121,9 @@ using SentDone = std::function<void(TransferId transfer, const absl::Status& sta
 
 struct PageWrite {
   int64_t layer = 0;
-  int64_t index = 0;       // of the page in the sequence: from lease.first_page() on
-  int64_t page = 0;        // where it lies in the sender's memory
-  int64_t rows = 0;        // valid rows: all, or fewer in the sequence's last page
-  StreamPoint after = {};  // of the backend's stream: from there on the rows are written
+  int64_t index = 0;  // of the page in the sequence: from lease.first_page() on
+  int64_t page = 0;   // where it lies in the sender's memory
+  int64_t rows = 0;   // valid rows: all, or fewer in the sequence's last page
 };
 
 struct KvSenderStats {
