@@ -1,17 +1,18 @@
 # The helpers every folder uses, so that one call says what a target is.
 #   sluice_library(NAME sluice_x SRCS a.cc b.cc DEPS ...)   one per folder, sources listed by name
 #   sluice_program(NAME x SRCS main.cc DEPS ...)            what a person runs: build/<preset>/bin/x
-#   sluice_test(NAME x_test SRCS x_test.cc DEPS ... [THREADED] [GRPC])
+#   sluice_test(NAME x_test SRCS x_test.cc DEPS ... [THREADED] [GRPC] [BUNDLED])
 #                                                           one per test file, run by ctest under its
 #                                                           name; THREADED: run under TSan too; GRPC: not
 #                                                           with sanitizers, which Debian's gRPC is not
-#                                                           built for
+#                                                           built for; BUNDLED: tools/bundle takes it along
 #   sluice_test_program(NAME x SRCS x.cc DEPS ... [GRPC])   what script tests run
 #   sluice_script_test(NAME x_test SCRIPT x_test.py [ARGS ...])
 #                                                           a Python test, run from the root
-#   sluice_benchmark(NAME x_bench SRCS x_bench.cc DEPS ...)
+#   sluice_benchmark(NAME x_bench SRCS x_bench.cc DEPS ... [BUNDLED])
 #   sluice_cuda_benchmark(NAME cuda_x_bench SRCS cuda_x_bench.cc DEPS ...)
-#                                                           with tests/bench/cuda_bench.h; only in CUDA builds
+#                                                           with tests/bench/cuda_bench.h; only in CUDA
+#                                                           builds; bundled
 #   sluice_fuzzer(NAME x_fuzz SRCS x_fuzz.cc DEPS ... CORPUS dir)
 # Each kind has a target that builds all of it (sluice_programs, sluice_tests, sluice_benchmarks,
 # sluice_fuzzers), so that nobody has to build what he does not run.
@@ -49,7 +50,7 @@ if(SLUICE_CCACHE)
 endif()
 
 function(_sluice_parse)
-  cmake_parse_arguments(PARSE_ARGV 0 ARG "THREADED;GRPC" "NAME;CORPUS" "SRCS;DEPS")
+  cmake_parse_arguments(PARSE_ARGV 0 ARG "THREADED;GRPC;BUNDLED" "NAME;CORPUS" "SRCS;DEPS")
   if(ARG_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "${ARG_NAME}: unknown arguments ${ARG_UNPARSED_ARGUMENTS}")
   endif()
@@ -59,6 +60,17 @@ function(_sluice_parse)
   set(ARG_CORPUS ${ARG_CORPUS} PARENT_SCOPE)
   set(ARG_THREADED ${ARG_THREADED} PARENT_SCOPE)
   set(ARG_GRPC ${ARG_GRPC} PARENT_SCOPE)
+  set(ARG_BUNDLED ${ARG_BUNDLED} PARENT_SCOPE)
+endfunction()
+
+# Makes tools/bundle take a program along. There it looks for its libraries in the folder beside its
+# own, and for CUDA's where the toolkit puts them. An RPATH, not a RUNPATH: libraries need others of that
+# folder, and say nothing of where.
+set(CMAKE_INSTALL_RPATH "$ORIGIN/../lib:/usr/local/cuda/lib64:/usr/local/cuda-13/lib64")
+function(_sluice_bundle name)
+  target_link_options(${name} PRIVATE LINKER:--disable-new-dtags)
+  install(TARGETS ${name} RUNTIME DESTINATION bin COMPONENT ${name})
+  set_property(GLOBAL APPEND PROPERTY SLUICE_BUNDLED ${name})
 endfunction()
 
 function(sluice_library)
@@ -88,6 +100,7 @@ function(sluice_program)
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} sluice_build_commit)
   add_dependencies(sluice_programs ${ARG_NAME})
+  _sluice_bundle(${ARG_NAME})
 endfunction()
 
 function(sluice_test)
@@ -101,6 +114,9 @@ function(sluice_test)
   add_executable(${ARG_NAME} ${ARG_SRCS})
   add_dependencies(sluice_tests ${ARG_NAME})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
+  if(ARG_BUNDLED)
+    _sluice_bundle(${ARG_NAME})
+  endif()
   # Tests find their data from the root of the sources.
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set(timeout 300)
@@ -143,6 +159,9 @@ function(sluice_benchmark)
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} benchmark::benchmark benchmark::benchmark_main)
   add_dependencies(sluice_benchmarks ${ARG_NAME})
+  if(ARG_BUNDLED)
+    _sluice_bundle(${ARG_NAME})
+  endif()
 endfunction()
 
 function(sluice_cuda_benchmark)
@@ -153,6 +172,7 @@ function(sluice_cuda_benchmark)
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} sluice_cuda_bench sluice_build_commit)
   add_dependencies(sluice_benchmarks ${ARG_NAME})
+  _sluice_bundle(${ARG_NAME})
 endfunction()
 
 # A libFuzzer program; its kept corpus is tests/fuzz/corpus/<CORPUS>. tools/test runs all of them.
@@ -166,6 +186,13 @@ function(sluice_fuzzer)
   target_link_options(${ARG_NAME} PRIVATE -fsanitize=fuzzer)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS})
   set_property(GLOBAL APPEND PROPERTY SLUICE_FUZZERS "${ARG_NAME} tests/fuzz/corpus/${ARG_CORPUS}")
+endfunction()
+
+# To be called last: tells tools/bundle what to take along, one name a line.
+function(sluice_write_bundle_list)
+  get_property(names GLOBAL PROPERTY SLUICE_BUNDLED)
+  list(JOIN names "\n" lines)
+  file(WRITE ${PROJECT_BINARY_DIR}/bundled.txt "${lines}\n")
 endfunction()
 
 # To be called last: tells the tools which fuzz targets there are, one "name corpus" a line.

@@ -96,6 +96,22 @@ for path in sys.argv[1:]:
     ast.parse(open(path, encoding="utf-8").read(), path)'
 }
 
+# What tools/bundle packs starts from another folder with libraries of its own.
+check_bundle() {
+  local dir status=0 program
+  dir=$(mktemp -d) || return
+  {
+    "$root/tools/bundle" --out "$dir/bundle.tar.xz" "$@" &&
+      mkdir "$dir/elsewhere" && tar -C "$dir/elsewhere" -xf "$dir/bundle.tar.xz"
+  } || status=1
+  for program in "${@/#/$dir/elsewhere/sluice/bin/}"; do
+    env -i "$program" --help >/dev/null || status=1
+    if ldd "$program" | grep -e "$root" -e 'libstdc++.* /\(usr\|lib\)'; then status=1; fi
+  done
+  rm -rf "$dir"
+  return "$status"
+}
+
 # clang-tidy over every source that the asan-ubsan preset compiles, with the checks of .clang-tidy.
 check_tidy() {
   local files
