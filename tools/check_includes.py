@@ -28,7 +28,7 @@ ALLOWED = {
     "services/base": ["kernels/base"],
     "services/model": ["services/base", "kernels/base"],
     "services/engine": ["services/model", "services/base", "kernels/ops", "kernels/base"],
-    "services/transport": ["services/base", "kernels/base"],
+    "services/transport": ["services/base", "kernels/ops", "kernels/base"],
     "services/rpc": ["services/base", "kernels/base"],
     "services/instance": [
         "services/engine", "services/model", "services/transport", "services/rpc", "services/base",

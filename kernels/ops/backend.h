@@ -10,23 +10,14 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/device_buffer.h"
 #include "kernels/ops/elementwise.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/moe.h"
+#include "kernels/ops/page_mover.h"
 #include "kernels/ops/sampling.h"
 
 namespace sluice {
-
-// Memory on a backend's device (or of the host, for copies), zero-filled; freed with the object,
-// which must not outlive the backend.
-struct DeviceBuffer {
-  std::shared_ptr<void> memory;
-  size_t bytes = 0;
-  template <typename T>
-  T* As() const {
-    return static_cast<T*>(memory.get());
-  }
-};
 
 // A place in a stream's work that can be waited for. Goes before its backend.
 class StreamEvent {
@@ -65,6 +56,12 @@ class Backend {
     return Allocate(bytes, what);
   }
 
+  // Device memory that other processes of this host may map where the device can: then the buffer
+  // has a handle.
+  virtual absl::StatusOr<DeviceBuffer> AllocateShareable(size_t bytes, const std::string& what) {
+    return Allocate(bytes, what);
+  }
+
   // Copies between host and device memory, in stream order. The host side must stay untouched until
   // a Sync of that stream.
   virtual absl::Status CopyToDevice(void* device, const void* host, size_t bytes,
@@ -83,6 +80,12 @@ class Backend {
   }
   virtual absl::Status Mark(StreamEvent*, StreamId) { return absl::OkStatus(); }
   virtual absl::Status Wait(const StreamEvent&) { return absl::OkStatus(); }
+
+  // For device memory that the processor does not reach; null where it does. Goes before its
+  // backend.
+  virtual absl::StatusOr<std::unique_ptr<PageMover>> MakePageMover() { return nullptr; }
+  // What a PageMover waits for: everything queued on the stream before. Not while recording.
+  virtual absl::StatusOr<StreamPoint> Point(StreamId) { return StreamPoint{}; }
 
   // Whether work can be recorded, which backends that compute before they return have no use for.
   virtual bool records() const { return false; }

@@ -121,7 +121,8 @@ KvCacheView Engine::kv_cache() const {
   KvCacheView view{
       .pages = options_.kv_pages,
       .page_tokens = kPageTokens,
-      .row_bytes = config_.kv_dim() * static_cast<int64_t>(DTypeBytes(options_.kv_dtype))};
+      .row_bytes = config_.kv_dim() * static_cast<int64_t>(DTypeBytes(options_.kv_dtype)),
+      .handle = runner_->forward().kv_memory().handle};
   for (const TensorView& layer : runner_->forward().kv_cache()) {
     view.layers.push_back(static_cast<std::byte*>(layer.data));
   }

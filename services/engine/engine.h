@@ -51,16 +51,20 @@ struct StepHandle {
 
 // Where the KV lies, which the engine owns: page p of layer l is the page_bytes() bytes at
 // layers[l] + p * page_bytes(), row by row; row r of a sequence's i-th page is position
-// i * page_tokens + r.
+// i * page_tokens + r. Layers follow each other without gaps.
 // A step reads the rows of the positions before those it computes, in pages that its plan names,
 // and writes the rows of those it computes. Any thread may at the same time write pages that no
 // step in flight names (a reservation before Start), and read rows that no step in flight computes,
-// or that it has computed already (LayerListener).
+// or that it has computed already (LayerListener). Where the processor does not reach the memory,
+// all of this is a PageMover's.
 struct KvCacheView {
   std::vector<std::byte*> layers;
   int64_t pages = 0;
   int64_t page_tokens = 0;
   int64_t row_bytes = 0;  // one token in one layer
+  // How other processes of this host map the memory, layer 0's first byte at offset 0; null where
+  // they cannot. The engine's.
+  std::shared_ptr<const MemoryHandle> handle;
 
   int64_t page_bytes() const { return page_tokens * row_bytes; }
 };

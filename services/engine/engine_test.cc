@@ -195,7 +195,7 @@ TEST_F(EngineTest, LogitsThatAreNoNumbersEndTheRequest) {
 class Listener : public LayerListener {
  public:
   explicit Listener(FakeBackend* backend) : backend_(backend) {}
-  void OnKvWritten(uint64_t step, int64_t layer) override {
+  void OnKvWritten(uint64_t step, int64_t layer, StreamPoint) override {
     calls.push_back({step, layer});
     cache_writes.push_back(backend_->num_cache_writes());
   }
@@ -354,10 +354,10 @@ TEST_F(EngineTest, ModelsWithoutExpertsHaveNoExpertLoad) {
 }
 
 TEST_F(EngineTest, SaysWhatMemoryWasNeededFor) {
-  backend_.FailAllocation("KV cache of layer 0");
+  backend_.FailAllocation("KV cache");
   auto engine = Engine::Create(SmallConfig(), SmallWeights(), &backend_, options_);
   EXPECT_EQ(engine.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(engine.status().message(), HasSubstr("KV cache of layer 0"));
+  EXPECT_THAT(engine.status().message(), HasSubstr("KV cache"));
 }
 
 TEST_F(EngineTest, RefusesOptionsOutOfRange) {

@@ -58,6 +58,20 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(
   return pass;
 }
 
+absl::Status ForwardPass::AllocateKvCache() {
+  const TensorView layer(nullptr, limits_.kv_dtype,
+                         {limits_.num_pages, kPageTokens, config_.kv_dim()});
+  const size_t layer_bytes = layer.dims[0] * layer.row_elements() * DTypeBytes(layer.dtype);
+  const size_t layers = weights_->layers.size();
+  SLUICE_ASSIGN_OR_RETURN(kv_memory_,
+                          backend_->AllocateShareable(layers * layer_bytes, "KV cache"));
+  for (size_t i = 0; i < layers; ++i) {
+    kv_cache_.push_back(layer);
+    kv_cache_.back().data = kv_memory_.As<std::byte>() + i * layer_bytes;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ForwardPass::AllocateMemory() {
   const int64_t tokens = limits_.tokens_max;
   const int64_t samples = limits_.samples_max;
@@ -70,13 +84,7 @@ absl::Status ForwardPass::AllocateMemory() {
     return workspace_.Tensor(name, DType::kI32, shape);
   };
 
-  for (size_t layer = 0; layer < weights_->layers.size(); ++layer) {
-    SLUICE_ASSIGN_OR_RETURN(
-        TensorView cache,
-        workspace_.Tensor(absl::StrCat("KV cache of layer ", layer), limits_.kv_dtype,
-                          {limits_.num_pages, kPageTokens, config_.kv_dim()}));
-    kv_cache_.push_back(cache);
-  }
+  SLUICE_RETURN_IF_ERROR(AllocateKvCache());
   const std::vector<float> table = model::MakeCosSinTable(config_, limits_.positions_max);
   SLUICE_ASSIGN_OR_RETURN(cos_sin_,
                           f32("rotary angles", {limits_.positions_max, config_.qk_rope_head_dim}));
@@ -239,8 +247,8 @@ absl::Status ForwardPass::Attend(int64_t index, const ForwardBatch& batch, bool 
                                                               .cache = kv_cache_[index]},
                                                              stream));
   if (listener != nullptr) {
-    SLUICE_RETURN_IF_ERROR(backend_->Sync(stream));
-    listener->OnKvWritten(batch.step, index);
+    SLUICE_ASSIGN_OR_RETURN(const StreamPoint written, backend_->Point(stream));
+    listener->OnKvWritten(batch.step, index, written);
   }
   SLUICE_RETURN_IF_ERROR(samples_only ? AttendSamples(index, batch, rows, stream)
                                       : AttendAll(index, batch, stream));

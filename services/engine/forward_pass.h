@@ -64,7 +64,8 @@ struct ForwardBatch {
   TensorView sample_seqs;       // i32 [num_samples]
 };
 
-// Who is told of a pass while it runs; each may be null, and each call waits for the stream.
+// Who is told of a pass while it runs; each may be null, and each call of the tap waits for the
+// stream.
 struct PassObservers {
   LayerListener* listener = nullptr;
   StepTap* tap = nullptr;  // every row is computed in every layer then
@@ -91,8 +92,10 @@ class ForwardPass {
   const TensorView& expert_load() const { return expert_load_; }
   // One for each layer: [num_pages, kPageTokens, kv_dim].
   const std::vector<TensorView>& kv_cache() const { return kv_cache_; }
+  // What all of it lies in, layer behind layer.
+  const DeviceBuffer& kv_memory() const { return kv_memory_; }
   // Bytes of KV cache and of activations.
-  size_t workspace_bytes() const { return workspace_.bytes(); }
+  size_t workspace_bytes() const { return kv_memory_.bytes + workspace_.bytes(); }
 
  private:
   // Rows of the residual stream that a layer works on, and where they stand.
@@ -109,6 +112,7 @@ class ForwardPass {
   ForwardPass(const model::ModelConfig& config, std::shared_ptr<const model::ModelWeights> weights,
               Backend* backend, const ForwardLimits& limits);
   absl::Status AllocateMemory();
+  absl::Status AllocateKvCache();
 
   absl::Status ProjectQueries(const model::LayerWeights& layer, int64_t count, StreamId stream);
   absl::Status Attend(int64_t index, const ForwardBatch& batch, bool samples_only, Rows* rows,
@@ -130,6 +134,7 @@ class ForwardPass {
   Workspace workspace_;
   std::vector<ExpertViews> experts_;  // one per layer, empty for dense ones
 
+  DeviceBuffer kv_memory_;
   std::vector<TensorView> kv_cache_;
   TensorView cos_sin_;
   TensorView expert_load_;

@@ -4,15 +4,18 @@
 #include <cstdint>
 #include <mutex>
 
+#include "kernels/ops/stream.h"
+
 namespace sluice::engine {
 
 class LayerListener {
  public:
   virtual ~LayerListener() = default;
-  // The KV rows of all tokens of step `step` lie in the memory of layer `layer`, for anybody to
-  // read. Layers come in order, 0 first. Called on the engine's thread, and the step waits for it:
-  // it must be short, and must not call the engine.
-  virtual void OnKvWritten(uint64_t step, int64_t layer) = 0;
+  // Once the backend's stream has come to `point`, the KV rows of all tokens of step `step` lie in
+  // the memory of layer `layer`, for anybody to read. Layers come in order, 0 first, and so do
+  // points. Called on the engine's thread, and the step waits for it: it must be short, and must
+  // not call the engine.
+  virtual void OnKvWritten(uint64_t step, int64_t layer, StreamPoint point) = 0;
 };
 
 // Passes calls on to a listener that may go while a step runs: once Set has returned, the one
@@ -27,9 +30,9 @@ class LayerListenerGate final : public LayerListener {
     const std::lock_guard lock(mutex_);
     return listener_ != nullptr;
   }
-  void OnKvWritten(uint64_t step, int64_t layer) override {
+  void OnKvWritten(uint64_t step, int64_t layer, StreamPoint point) override {
     const std::lock_guard lock(mutex_);
-    if (listener_ != nullptr) listener_->OnKvWritten(step, layer);
+    if (listener_ != nullptr) listener_->OnKvWritten(step, layer, point);
   }
 
  private:

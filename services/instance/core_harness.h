@@ -78,7 +78,7 @@ class Harness {
     const engine::StepResult result = std::move(in_flight_.front());
     in_flight_.pop_front();
     for (int64_t layer = 0; layer < kLayers; ++layer) {
-      core_.kv_push().OnKvWritten(result.number, layer);
+      core_.kv_push().OnKvWritten(result.number, layer, {});
     }
     between();
     now_ += absl::Milliseconds(10);

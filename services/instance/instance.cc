@@ -24,7 +24,8 @@ transport::KvMemory KvMemoryOf(const engine::Engine& engine) {
                      .pages = view.pages,
                      .page_rows = view.page_tokens,
                      .row_bytes = view.row_bytes},
-          .layers = view.layers};
+          .layers = view.layers,
+          .handle = view.handle};
 }
 
 absl::Status CheckDevice(v1::Role role, const Backend& backend) {

@@ -53,8 +53,9 @@ void KvPush::Drop(uint64_t request) {
   sequences_.erase(request);
 }
 
-void KvPush::OnKvWritten(uint64_t step, int64_t layer) {
+void KvPush::OnKvWritten(uint64_t step, int64_t layer, StreamPoint point) {
   const std::lock_guard lock(mutex_);
+  newest_point_ = point;
   for (const Chunk& chunk : chunks_) {
     if (chunk.step != step) continue;
     const auto it = sequences_.find(chunk.request);
@@ -77,7 +78,11 @@ void KvPush::Send(Sequence* sequence, int64_t layer) {
     const int64_t end = std::min(sent + kPageTokens, sequence->positions);
     if (end > ready) break;  // the page is not complete
     const int64_t index = sent / kPageTokens;
-    writes_.push_back({layer, index, sequence->pages[index], end - sent});
+    writes_.push_back({.layer = layer,
+                       .index = index,
+                       .page = sequence->pages[index],
+                       .rows = end - sent,
+                       .after = newest_point_});
     sent = end;
   }
   if (writes_.empty()) return;

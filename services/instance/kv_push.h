@@ -3,7 +3,9 @@
 //
 // The engine says "layer l of step n is written"; whatever that completes of a request with a lease
 // is handed to the transport at once. A page goes when it is full, the last one with its last row.
-// What was computed (or found in the prefix cache) before the lease came goes when it comes.
+// What was computed (or found in the prefix cache) before the lease came goes when it comes. On a
+// device that computes behind the engine's back, "written" means "once its stream has come to a
+// point": every page carries the newest one that was heard of when it was handed over.
 //
 // Threads: OnKvWritten on the engine's thread; everything else on the loop's thread. One mutex,
 // held for the writes of one layer at a time.
@@ -37,7 +39,7 @@ class KvPush final : public engine::LayerListener {
   // When it returns, nothing of the request is being handed over, and nothing will be.
   void Drop(uint64_t request);
 
-  void OnKvWritten(uint64_t step, int64_t layer) override;
+  void OnKvWritten(uint64_t step, int64_t layer, StreamPoint point) override;
 
  private:
   struct Sequence {
@@ -60,6 +62,7 @@ class KvPush final : public engine::LayerListener {
   transport::KvSender* const sender_;
   std::mutex mutex_;  // guards all below
   absl::flat_hash_map<uint64_t, Sequence> sequences_;
+  StreamPoint newest_point_;
   std::vector<Chunk> chunks_;                 // of steps not yet through all layers, oldest first
   std::vector<transport::PageWrite> writes_;  // of one call of Send
 };

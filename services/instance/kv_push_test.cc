@@ -42,16 +42,16 @@ TEST_F(KvPushTest, FullPagesGoLayerByLayerAndThePartialOneWithTheLastRow) {
   push_.Grant(kRequest, transfer, 0);
   push_.OnPlanned(1, kRequest, 0, 100, {30, 31});
   EXPECT_THAT(Take(&sender_, transfer), IsEmpty());
-  push_.OnKvWritten(1, 0);
+  push_.OnKvWritten(1, 0, {});
   EXPECT_THAT(Take(&sender_, transfer), ElementsAre("0.0@30:64"));
   // The next step is planned while this one runs.
   push_.OnPlanned(2, kRequest, 100, 50, {30, 31, 32});
   EXPECT_THAT(Take(&sender_, transfer), IsEmpty());
-  push_.OnKvWritten(1, 1);
+  push_.OnKvWritten(1, 1, {});
   EXPECT_THAT(Take(&sender_, transfer), ElementsAre("1.0@30:64"));
-  push_.OnKvWritten(2, 0);
+  push_.OnKvWritten(2, 0, {});
   EXPECT_THAT(Take(&sender_, transfer), ElementsAre("0.1@31:64", "0.2@32:22"));
-  push_.OnKvWritten(2, 1);
+  push_.OnKvWritten(2, 1, {});
   EXPECT_THAT(Take(&sender_, transfer), ElementsAre("1.1@31:64", "1.2@32:22"));
 }
 
@@ -59,10 +59,10 @@ TEST_F(KvPushTest, WhatWasComputedBeforeTheLeaseGoesWhenItComes) {
   const auto transfer = Begin();
   push_.Add(kRequest, 128);
   push_.OnPlanned(1, kRequest, 0, 128, {3, 4});
-  push_.OnKvWritten(1, 0);
+  push_.OnKvWritten(1, 0, {});
   push_.Grant(kRequest, transfer, 1);
   EXPECT_THAT(Take(&sender_, transfer), ElementsAre("0.1@4:64"));
-  push_.OnKvWritten(1, 1);
+  push_.OnKvWritten(1, 1, {});
   EXPECT_THAT(Take(&sender_, transfer), ElementsAre("1.1@4:64"));
 }
 
@@ -73,8 +73,8 @@ TEST_F(KvPushTest, CachedPagesGoWhenTheFirstChunkIsPlanned) {
   push_.OnPlanned(1, kRequest, 128, 2, {7, 8, 9});
   EXPECT_THAT(Take(&sender_, transfer),
               ElementsAre("0.0@7:64", "0.1@8:64", "1.0@7:64", "1.1@8:64"));
-  push_.OnKvWritten(1, 0);
-  push_.OnKvWritten(1, 1);
+  push_.OnKvWritten(1, 0, {});
+  push_.OnKvWritten(1, 1, {});
   EXPECT_THAT(Take(&sender_, transfer), ElementsAre("0.2@9:2", "1.2@9:2"));
 }
 
@@ -83,8 +83,8 @@ TEST_F(KvPushTest, NothingGoesWhenTheReceiverHasAll) {
   push_.Add(kRequest, 128);
   push_.Grant(kRequest, transfer, 2);
   push_.OnPlanned(1, kRequest, 64, 64, {7, 8});
-  push_.OnKvWritten(1, 0);
-  push_.OnKvWritten(1, 1);
+  push_.OnKvWritten(1, 0, {});
+  push_.OnKvWritten(1, 1, {});
   EXPECT_THAT(Take(&sender_, transfer), IsEmpty());
 }
 
@@ -93,10 +93,10 @@ TEST_F(KvPushTest, NothingGoesAfterDrop) {
   push_.Add(kRequest, 64);
   push_.Grant(kRequest, transfer, 0);
   push_.OnPlanned(1, kRequest, 0, 64, {7});
-  push_.OnKvWritten(1, 0);
+  push_.OnKvWritten(1, 0, {});
   Take(&sender_, transfer);
   push_.Drop(kRequest);
-  push_.OnKvWritten(1, 1);
+  push_.OnKvWritten(1, 1, {});
   push_.Grant(kRequest, transfer, 0);
   EXPECT_THAT(Take(&sender_, transfer), IsEmpty());
 }
@@ -110,13 +110,26 @@ TEST_F(KvPushTest, RequestsOfOneStepAreKeptApart) {
   push_.Grant(2, second, 0);
   push_.OnPlanned(1, 1, 0, 64, {10});
   push_.OnPlanned(1, 2, 0, 63, {20});
-  push_.OnKvWritten(1, 0);
+  push_.OnKvWritten(1, 0, {});
   EXPECT_THAT(Take(&sender_, first), ElementsAre("0.0@10:64"));
   EXPECT_THAT(Take(&sender_, second), IsEmpty());
   push_.OnPlanned(2, 2, 63, 1, {20});
-  push_.OnKvWritten(1, 1);
-  push_.OnKvWritten(2, 0);
+  push_.OnKvWritten(1, 1, {});
+  push_.OnKvWritten(2, 0, {});
   EXPECT_THAT(Take(&sender_, second), ElementsAre("0.0@20:64"));
+}
+
+// What is handed over late was written long ago, but perhaps not yet on the device.
+TEST_F(KvPushTest, PagesCarryTheNewestPoint) {
+  const auto transfer = Begin();
+  push_.Add(kRequest, 128);
+  push_.OnPlanned(1, kRequest, 0, 128, {30, 31});
+  push_.OnKvWritten(1, 0, {7});
+  push_.OnKvWritten(1, 1, {8});
+  push_.Grant(kRequest, transfer, 0);
+  const auto& writes = sender_.transfers.at(transfer).writes;
+  ASSERT_EQ(writes.size(), 4u);
+  for (const transport::PageWrite& write : writes) EXPECT_EQ(write.after.number, 8u);
 }
 
 }  // namespace

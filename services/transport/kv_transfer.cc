@@ -24,6 +24,13 @@ absl::Status CheckMemory(const KvMemory& memory) {
                                                    memory.layers.size(), " layers, its layout has ",
                                                    layout.layers));
   }
+  const int64_t layer_bytes = layout.pages * layout.page_bytes();
+  for (int64_t layer = 0; memory.handle != nullptr && layer < layout.layers; ++layer) {
+    if (memory.layers[layer] == memory.layers[0] + layer * layer_bytes) continue;
+    return absl::InvalidArgumentError(absl::StrCat("KV memory that others may map: layer ", layer,
+                                                   " does not lie ", layer * layer_bytes,
+                                                   " bytes behind layer 0"));
+  }
   return absl::OkStatus();
 }
 

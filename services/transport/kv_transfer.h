@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "kernels/ops/device_buffer.h"
+#include "kernels/ops/stream.h"
 #include "sluice/v1/control.pb.h"
 
 namespace sluice::transport {
@@ -42,6 +45,9 @@ struct KvLayout {
 struct KvMemory {
   KvLayout layout;
   std::vector<std::byte*> layers;
+  // How other processes of this host map it; null where they cannot. Then layers follow each other
+  // without gaps, layer 0 at offset 0.
+  std::shared_ptr<const MemoryHandle> handle;
 
   // REQUIRES layer and page inside the layout, rows at most page_rows.
   absl::Span<std::byte> Rows(int64_t layer, int64_t page, int64_t rows) const {
@@ -50,7 +56,8 @@ struct KvMemory {
   }
 };
 
-// InvalidArgument naming the field that is not positive or the count of layers that differs.
+// InvalidArgument naming the field that is not positive, the count of layers that differs, or the
+// layer of mappable memory that does not lie where it should.
 absl::Status CheckMemory(const KvMemory& memory);
 
 // --- The receiving side ---
@@ -121,9 +128,10 @@ using SentDone = std::function<void(TransferId transfer, const absl::Status& sta
 
 struct PageWrite {
   int64_t layer = 0;
-  int64_t index = 0;  // of the page in the sequence: from lease.first_page() on
-  int64_t page = 0;   // where it lies in the sender's memory
-  int64_t rows = 0;   // valid rows: all, or fewer in the sequence's last page
+  int64_t index = 0;       // of the page in the sequence: from lease.first_page() on
+  int64_t page = 0;        // where it lies in the sender's memory
+  int64_t rows = 0;        // valid rows: all, or fewer in the sequence's last page
+  StreamPoint after = {};  // of the backend's stream: from there on the rows are written
 };
 
 struct KvSenderStats {

@@ -7,10 +7,7 @@
 namespace sluice::transport {
 namespace {
 
-constexpr uint32_t kStep = 0x9E3779B9u;
-constexpr uint32_t kMultiplier1 = 0x7FEB352Du;
-constexpr uint32_t kMultiplier2 = 0x846CA68Bu;
-constexpr size_t kBlockWords = 16;  // of a block of the sums, and the shift between them
+constexpr size_t kBlockWords = kPageSumShift;  // of a block of the sums
 constexpr size_t kBlockBytes = kBlockWords * sizeof(uint32_t);
 
 // splitmix64's finaliser.
@@ -26,7 +23,7 @@ uint64_t Mix(uint64_t x) {
 
 // Adds the pairs from byte `begin` (a multiple of 8) on.
 template <bool kCopies>
-void AddPairs(const WordKey& key, absl::Span<const std::byte> bytes, size_t begin, std::byte* to,
+void AddPairs(const PageKey& key, absl::Span<const std::byte> bytes, size_t begin, std::byte* to,
               PageSums* sums) {
   for (size_t at = begin; at < bytes.size(); at += 8) {
     const size_t size = bytes.size() - at < 8 ? bytes.size() - at : 8;
@@ -38,7 +35,8 @@ void AddPairs(const WordKey& key, absl::Span<const std::byte> bytes, size_t begi
     }
     const uint32_t index = static_cast<uint32_t>(at / 4);
     const auto product = [&](uint32_t i) {
-      return uint64_t{words[0] + KeyWord(key, i)} * uint64_t{words[1] + KeyWord(key, i + 1)};
+      return uint64_t{words[0] + PageKeyWord(key, i)} *
+             uint64_t{words[1] + PageKeyWord(key, i + 1)};
     };
     sums->first += product(index);
     sums->second += product(index + kBlockWords);
@@ -46,7 +44,7 @@ void AddPairs(const WordKey& key, absl::Span<const std::byte> bytes, size_t begi
 }
 
 template <bool kCopies>
-PageSums SumGeneric(const WordKey& key, absl::Span<const std::byte> bytes, std::byte* to) {
+PageSums SumGeneric(const PageKey& key, absl::Span<const std::byte> bytes, std::byte* to) {
   PageSums sums;
   AddPairs<kCopies>(key, bytes, 0, to, &sums);
   return sums;
@@ -56,13 +54,13 @@ PageSums SumGeneric(const WordKey& key, absl::Span<const std::byte> bytes, std::
 
 #define SLUICE_AVX2 __attribute__((target("avx2")))
 
-// x: index * kStep + offset for eight indices.
+// x: index * kPageKeyStep + offset for eight indices.
 SLUICE_AVX2 inline __m256i KeyWords8(__m256i x, __m256i twist) {
   x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
-  x = _mm256_xor_si256(_mm256_mullo_epi32(x, _mm256_set1_epi32(static_cast<int>(kMultiplier1))),
-                       twist);
+  x = _mm256_xor_si256(
+      _mm256_mullo_epi32(x, _mm256_set1_epi32(static_cast<int>(kPageKeyMultiplier1))), twist);
   x = _mm256_xor_si256(x, _mm256_srli_epi32(x, 15));
-  x = _mm256_mullo_epi32(x, _mm256_set1_epi32(static_cast<int>(kMultiplier2)));
+  x = _mm256_mullo_epi32(x, _mm256_set1_epi32(static_cast<int>(kPageKeyMultiplier2)));
   return _mm256_xor_si256(x, _mm256_srli_epi32(x, 16));
 }
 
@@ -78,12 +76,13 @@ SLUICE_AVX2 inline uint64_t AddLanes4(__m256i lanes) {
 }
 
 template <bool kCopies>
-SLUICE_AVX2 PageSums SumAvx2(const WordKey& key, absl::Span<const std::byte> bytes, std::byte* to) {
+SLUICE_AVX2 PageSums SumAvx2(const PageKey& key, absl::Span<const std::byte> bytes, std::byte* to) {
   const __m256i twist = _mm256_set1_epi32(static_cast<int>(key.twist));
-  const __m256i step8 = _mm256_set1_epi32(static_cast<int>(8 * kStep));
-  __m256i counter = _mm256_add_epi32(_mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                                        _mm256_set1_epi32(static_cast<int>(kStep))),
-                                     _mm256_set1_epi32(static_cast<int>(key.offset)));
+  const __m256i step8 = _mm256_set1_epi32(static_cast<int>(8 * kPageKeyStep));
+  __m256i counter =
+      _mm256_add_epi32(_mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                                          _mm256_set1_epi32(static_cast<int>(kPageKeyStep))),
+                       _mm256_set1_epi32(static_cast<int>(key.offset)));
   const auto* data = reinterpret_cast<const __m256i*>(bytes.data());
   const size_t blocks = bytes.size() / kBlockBytes;
   __m256i first = _mm256_setzero_si256(), second = first;
@@ -121,10 +120,10 @@ SLUICE_AVX2 PageSums SumAvx2(const WordKey& key, absl::Span<const std::byte> byt
 
 SLUICE_AVX512 inline __m512i KeyWords16(__m512i x, __m512i twist) {
   x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
-  x = _mm512_xor_si512(_mm512_mullo_epi32(x, _mm512_set1_epi32(static_cast<int>(kMultiplier1))),
-                       twist);
+  x = _mm512_xor_si512(
+      _mm512_mullo_epi32(x, _mm512_set1_epi32(static_cast<int>(kPageKeyMultiplier1))), twist);
   x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 15));
-  x = _mm512_mullo_epi32(x, _mm512_set1_epi32(static_cast<int>(kMultiplier2)));
+  x = _mm512_mullo_epi32(x, _mm512_set1_epi32(static_cast<int>(kPageKeyMultiplier2)));
   return _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
 }
 
@@ -134,13 +133,13 @@ SLUICE_AVX512 inline __m512i Products8(__m512i words, __m512i keys) {
 }
 
 template <bool kCopies>
-SLUICE_AVX512 PageSums SumAvx512(const WordKey& key, absl::Span<const std::byte> bytes,
+SLUICE_AVX512 PageSums SumAvx512(const PageKey& key, absl::Span<const std::byte> bytes,
                                  std::byte* to) {
   const __m512i twist = _mm512_set1_epi32(static_cast<int>(key.twist));
-  const __m512i step16 = _mm512_set1_epi32(static_cast<int>(16 * kStep));
+  const __m512i step16 = _mm512_set1_epi32(static_cast<int>(16 * kPageKeyStep));
   __m512i counter = _mm512_add_epi32(
       _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                         _mm512_set1_epi32(static_cast<int>(kStep))),
+                         _mm512_set1_epi32(static_cast<int>(kPageKeyStep))),
       _mm512_set1_epi32(static_cast<int>(key.offset)));
   const std::byte* data = bytes.data();
   const size_t blocks = bytes.size() / kBlockBytes;
@@ -170,10 +169,10 @@ SLUICE_AVX512 PageSums SumAvx512(const WordKey& key, absl::Span<const std::byte>
   return sums;
 }
 
-using Kernel = PageSums (*)(const WordKey&, absl::Span<const std::byte>, std::byte*);
+using Kernel = PageSums (*)(const PageKey&, absl::Span<const std::byte>, std::byte*);
 
 template <Kernel kSum>
-PageSums SumAlone(const WordKey& key, absl::Span<const std::byte> bytes) {
+PageSums SumAlone(const PageKey& key, absl::Span<const std::byte> bytes) {
   return kSum(key, bytes, nullptr);
 }
 
@@ -190,19 +189,9 @@ size_t CountKernels() {
 
 }  // namespace
 
-WordKey::WordKey(uint64_t checksum_key) {
+PageKey ExpandKey(uint64_t checksum_key) {
   const uint64_t mixed = Mix(checksum_key);
-  offset = static_cast<uint32_t>(mixed);
-  twist = static_cast<uint32_t>(mixed >> 32);
-}
-
-uint32_t KeyWord(const WordKey& key, uint32_t index) {
-  uint32_t x = index * kStep + key.offset;
-  x ^= x >> 16;
-  x = (x * kMultiplier1) ^ key.twist;
-  x ^= x >> 15;
-  x *= kMultiplier2;
-  return x ^ (x >> 16);
+  return {.offset = static_cast<uint32_t>(mixed), .twist = static_cast<uint32_t>(mixed >> 32)};
 }
 
 uint64_t FinishChecksum(uint64_t key, const PageTag& tag, uint64_t bytes, const PageSums& sums) {
@@ -220,13 +209,13 @@ absl::Span<const PageSumKernel> PageSumKernels() {
 }
 
 uint64_t PageChecksum(uint64_t key, const PageTag& tag, absl::Span<const std::byte> bytes) {
-  return FinishChecksum(key, tag, bytes.size(), PageSumKernels().back().sum(WordKey(key), bytes));
+  return FinishChecksum(key, tag, bytes.size(), PageSumKernels().back().sum(ExpandKey(key), bytes));
 }
 
 uint64_t CopyWithChecksum(uint64_t key, const PageTag& tag, absl::Span<const std::byte> bytes,
                           std::byte* to) {
   return FinishChecksum(key, tag, bytes.size(),
-                        PageSumKernels().back().copy(WordKey(key), bytes, to));
+                        PageSumKernels().back().copy(ExpandKey(key), bytes, to));
 }
 
 }  // namespace sluice::transport

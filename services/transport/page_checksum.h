@@ -1,14 +1,8 @@
 // The checksum that goes with every page of KV: a keyed sum over the page's words, bound to the
 // lease, the layer and the page.
 //
-// Definition. The bytes are little-endian 32-bit words w_0, w_1, …, zero-padded to an even number;
-// k_i is a key word, a function of the checksum key and of i alone (KeyWord). All arithmetic on
-// words is mod 2^32, products and sums are of 64 bits:
-//   first  = sum over pairs i = 0, 2, 4, … of (w_i + k_i)      * (w_{i+1} + k_{i+1})
-//   second = sum over pairs i = 0, 2, 4, … of (w_i + k_{i+16}) * (w_{i+1} + k_{i+17})
-// The sums do not care for order, so any number of threads may make them in pieces: a GPU kernel
-// gives the same value. The checksum is second mixed into first mixed into (key, lease, layer,
-// page, length) by a bijective finaliser.
+// Definition. The sums of kernels/base/page_sum.h, which any processor makes in any order; then
+// second mixed into first mixed into (key, lease, layer, page, length) by a bijective finaliser.
 //
 // Collisions. This is NH with a Toeplitz shift: for key words drawn at random, two different pages
 // of the same length agree in both sums with probability at most 2^-64, whatever the damage
@@ -25,6 +19,7 @@
 #include <cstdint>
 
 #include "absl/types/span.h"
+#include "kernels/base/page_sum.h"
 
 namespace sluice::transport {
 
@@ -45,28 +40,16 @@ uint64_t CopyWithChecksum(uint64_t key, const PageTag& tag, absl::Span<const std
 
 // --- The parts, for tests and for other processors' forms ---
 
-struct PageSums {
-  uint64_t first = 0;
-  uint64_t second = 0;
-};
-
-// The two halves of what key words are made of.
-struct WordKey {
-  explicit WordKey(uint64_t checksum_key);
-  uint32_t offset;
-  uint32_t twist;
-};
-
-// k_i.
-uint32_t KeyWord(const WordKey& key, uint32_t index);
+// Of which the key words are made.
+PageKey ExpandKey(uint64_t checksum_key);
 
 uint64_t FinishChecksum(uint64_t key, const PageTag& tag, uint64_t bytes, const PageSums& sums);
 
 // One function for each instruction set; all give the same.
 struct PageSumKernel {
   const char* name;
-  PageSums (*sum)(const WordKey& key, absl::Span<const std::byte> bytes);
-  PageSums (*copy)(const WordKey& key, absl::Span<const std::byte> bytes, std::byte* to);
+  PageSums (*sum)(const PageKey& key, absl::Span<const std::byte> bytes);
+  PageSums (*copy)(const PageKey& key, absl::Span<const std::byte> bytes, std::byte* to);
 };
 // Those that this machine can run, the fastest last.
 absl::Span<const PageSumKernel> PageSumKernels();

@@ -14,7 +14,7 @@ constexpr int64_t kPageBytes = 64 * 576 * 2;  // one layer of a DeepSeek-V3 page
 void Sum(benchmark::State& state, const PageSumKernel& kernel, int64_t pages, bool copies) {
   std::vector<std::byte> pool(static_cast<size_t>(pages * kPageBytes), std::byte{1});
   std::vector<std::byte> copy(static_cast<size_t>(kPageBytes));
-  const WordKey key(1);
+  const PageKey key = ExpandKey(1);
   int64_t page = 0;
   for (auto _ : state) {
     const auto bytes = absl::MakeConstSpan(pool).subspan(page * kPageBytes, kPageBytes);

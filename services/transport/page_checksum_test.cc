@@ -24,14 +24,15 @@ Bytes RandomBytes(size_t count, uint64_t seed) {
 }
 
 // The definition, word by word, with nothing shared but the key words.
-PageSums SumsByDefinition(const WordKey& key, const Bytes& bytes) {
+PageSums SumsByDefinition(const PageKey& key, const Bytes& bytes) {
   std::vector<uint32_t> words((bytes.size() + 7) / 8 * 2);
   if (!bytes.empty()) std::memcpy(words.data(), bytes.data(), bytes.size());
   PageSums sums;
   for (uint32_t i = 0; i < words.size(); i += 2) {
-    sums.first += uint64_t{words[i] + KeyWord(key, i)} * (words[i + 1] + KeyWord(key, i + 1));
+    sums.first +=
+        uint64_t{words[i] + PageKeyWord(key, i)} * (words[i + 1] + PageKeyWord(key, i + 1));
     sums.second +=
-        uint64_t{words[i] + KeyWord(key, i + 16)} * (words[i + 1] + KeyWord(key, i + 17));
+        uint64_t{words[i] + PageKeyWord(key, i + 16)} * (words[i + 1] + PageKeyWord(key, i + 17));
   }
   return sums;
 }
@@ -44,7 +45,7 @@ TEST(PageChecksum, EveryInstructionSetFollowsTheDefinition) {
     for (size_t size : {0, 1, 7, 8, 9, 63, 64, 65, 127, 128, 136, 640, 40960, 73728}) {
       const uint64_t seed = 17 + size;
       SCOPED_TRACE(testing::Message() << kernel.name << ", " << size << " bytes, seed " << seed);
-      const WordKey key(seed * 0x1234567);
+      const PageKey key = ExpandKey(seed * 0x1234567);
       const Bytes bytes = RandomBytes(size + 1, seed);
       // From an odd address too.
       for (size_t begin : {0, 1}) {
@@ -72,7 +73,7 @@ TEST(PageChecksum, StaysWhatItIs) {
   Bytes bytes(100);
   for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i);
   const uint64_t key = 0x0123456789abcdef;
-  EXPECT_EQ(KeyWord(WordKey(key), 0), 0xde872976u);
+  EXPECT_EQ(PageKeyWord(ExpandKey(key), 0), 0xde872976u);
   const PageTag tag{.lease = 5, .layer = 3, .page = 9};
   EXPECT_EQ(PageChecksum(key, tag, bytes), 0xb3c443a91d5de1d0ull);
   Bytes copy(100);
@@ -162,7 +163,7 @@ TEST(PageChecksum, KeyWordsBehaveAsRandom) {
   int collisions_first = 0, collisions_second = 0;
   constexpr int kTrials = 1 << 20;
   for (int key = 0; key < kTrials; ++key) {
-    const WordKey word_key(static_cast<uint64_t>(key));
+    const PageKey word_key = ExpandKey(static_cast<uint64_t>(key));
     const PageSums a = PageSumKernels().back().sum(word_key, bytes);
     const PageSums b = PageSumKernels().back().sum(word_key, other);
     collisions_first += static_cast<uint16_t>(a.first - b.first) == 0;

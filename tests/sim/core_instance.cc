@@ -217,7 +217,7 @@ void CoreInstance::Step() {
   while (const engine::StepPlan* plan = core_->NextPlan(world_->now())) {
     running_.push_back(Execute(*plan));
     for (int64_t layer = 0; layer < kLayers; ++layer)
-      core_->kv_push().OnKvWritten(plan->number, layer);
+      core_->kv_push().OnKvWritten(plan->number, layer, {});
   }
   core_->OnTick(world_->now());
 }
