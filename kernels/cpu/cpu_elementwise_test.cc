@@ -150,5 +150,122 @@ TEST(GatherRows, CopiesRowsAndRefusesOthers) {
               testing::HasSubstr("rows[1] is 5"));
 }
 
+// What the op should write: a number at a time, each block's scale from all of the block.
+float Expected(const FillRandomParams& params, int64_t row, int64_t col, float* scale) {
+  const auto number = [&](int64_t r, int64_t c) {
+    return RandomNumber(params.numbers, static_cast<uint64_t>(r * params.cols + c));
+  };
+  const int64_t r = params.row_begin + row, c = params.col_begin + col;
+  const int64_t block = params.out.scale_block;
+  float amax = 0;
+  for (int64_t i = r / block * block; i < std::min(r / block * block + block, params.rows); ++i) {
+    for (int64_t j = c / block * block; j < std::min(c / block * block + block, params.cols); ++j) {
+      amax = std::max(amax, std::fabs(number(i, j)));
+    }
+  }
+  *scale = amax == 0 ? 1.0f : amax / 448.0f;
+  return number(r, c);
+}
+
+TEST(FillRandom, WritesItsPartOfTheWholeAndNothingElse) {
+  struct Case {
+    int64_t rows, cols, row_begin, col_begin, out_rows, out_cols;
+  };
+  constexpr int64_t kBlock = 8;
+  for (const Case& c :
+       {Case{1, 1, 0, 0, 1, 1}, Case{20, 19, 0, 0, 20, 19}, Case{20, 19, 5, 3, 11, 14},
+        Case{16, 16, 8, 8, 8, 8}, Case{16, 16, 4, 4, 0, 5}, Case{16, 16, 4, 4, 5, 0}}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+      const OwnedTensor out(dtype, {c.out_rows, c.out_cols + 2});
+      const OwnedTensor scales(DType::kF32, {3, 4});
+      FillRandomParams params{.numbers = NormalNumbers(7, 0.5, 0.25),
+                              .rows = c.rows,
+                              .cols = c.cols,
+                              .row_begin = c.row_begin,
+                              .col_begin = c.col_begin};
+      params.out = {.data = out.data<void>(),
+                    .dtype = dtype,
+                    .rows = c.out_rows,
+                    .cols = c.out_cols,
+                    .row_stride = c.out_cols + 2,
+                    .scales = scales.data<float>(),
+                    .scale_row_stride = 4,
+                    .scale_block = kBlock,
+                    .row_begin = c.row_begin % kBlock,
+                    .col_begin = c.col_begin % kBlock};
+      OpsUnderTest ops(kDefault);
+      ASSERT_TRUE(MakeCpuElementwiseOps(ops.context())->FillRandom(params, StreamId{}).ok());
+      for (int64_t row = 0; row < c.out_rows; ++row) {
+        for (int64_t col = 0; col < c.out_cols + 2; ++col) {
+          const int64_t at = row * (c.out_cols + 2) + col;
+          if (col >= c.out_cols) {
+            EXPECT_EQ(out.data<uint8_t>()[at * DTypeBytes(dtype)], 0xff);
+            continue;
+          }
+          float scale;
+          const float want = Expected(params, row, col, &scale);
+          if (dtype == DType::kF32) {
+            EXPECT_EQ(out.data<float>()[at], want);
+          } else if (dtype == DType::kBF16) {
+            EXPECT_EQ(out.data<uint16_t>()[at], F32ToBf16(want));
+          } else {
+            EXPECT_EQ(params.out.ScaleAt(row, col), scale);
+            EXPECT_EQ(out.data<uint8_t>()[at], F32ToF8E4M3(want / scale));
+          }
+        }
+      }
+      EXPECT_TRUE(out.GuardsIntact() && scales.GuardsIntact());
+    }
+  }
+}
+
+TEST(FillRandom, IsNormalAndDependsOnTheKey) {
+  constexpr int64_t kCount = 1 << 18;
+  const OwnedTensor a(DType::kF32, {512, kCount / 512}), b(DType::kF32, {512, kCount / 512});
+  OpsUnderTest ops(kDefault);
+  const auto elementwise = MakeCpuElementwiseOps(ops.context());
+  const auto fill = [&](const OwnedTensor& to, uint64_t key) {
+    FillRandomParams params{.numbers = NormalNumbers(key, 2), .rows = 512, .cols = kCount / 512};
+    params.out = {
+        .data = to.data<void>(), .rows = 512, .cols = kCount / 512, .row_stride = kCount / 512};
+    ASSERT_TRUE(elementwise->FillRandom(params, StreamId{}).ok());
+  };
+  fill(a, 1);
+  fill(b, MixBits(1));
+  double sum = 0, squares = 0, fourth = 0, together = 0;
+  for (int64_t i = 0; i < kCount; ++i) {
+    const double x = a.data<float>()[i] / 2;
+    sum += x;
+    squares += x * x;
+    fourth += x * x * x * x;
+    together += x * b.data<float>()[i] / 2;
+  }
+  EXPECT_NEAR(sum / kCount, 0, 0.01);
+  EXPECT_NEAR(squares / kCount, 1, 0.01);
+  EXPECT_NEAR(fourth / kCount, 2.7, 0.03);  // of the sum of four; 3 of a true normal
+  EXPECT_NEAR(together / kCount, 0, 0.01);
+}
+
+TEST(FillRandom, RefusesWhatDoesNotFit) {
+  const OwnedTensor out(DType::kF32, {8, 8});
+  const auto message = [&](const FillRandomParams& params) {
+    OpsUnderTest ops(kDefault);
+    return std::string(
+        MakeCpuElementwiseOps(ops.context())->FillRandom(params, StreamId{}).message());
+  };
+  FillRandomParams params{.rows = 8, .cols = 8};
+  params.out = {.data = out.data<void>(), .rows = 8, .cols = 8, .row_stride = 8};
+  params.col_begin = 1;
+  EXPECT_THAT(message(params), testing::HasSubstr("does not lie within [8, 8]"));
+  params.col_begin = 0;
+  params.out.dtype = DType::kF16;
+  EXPECT_THAT(message(params), testing::HasSubstr("wanted F32, BF16 or F8_E4M3"));
+  params.out.dtype = DType::kF8E4M3;
+  EXPECT_THAT(message(params), testing::HasSubstr("no scales"));
+  params.out.scales = out.data<float>();
+  params.out.row_begin = 3;
+  EXPECT_THAT(message(params), testing::HasSubstr("begins at (3, 0)"));
+}
+
 }  // namespace
 }  // namespace sluice

@@ -54,6 +54,30 @@ class CudaElementwiseOps final : public ElementwiseOps {
                       "gathering rows");
   }
 
+  absl::Status FillRandom(const FillRandomParams& params, StreamId) override {
+    SLUICE_RETURN_IF_ERROR(CheckFillRandom(params));
+    const WeightView& out = params.out;
+    return CudaStatus(cuda::LaunchFillRandom({.key = params.numbers.key,
+                                              .scale = params.numbers.scale,
+                                              .mean = params.numbers.mean,
+                                              .whole_rows = params.rows,
+                                              .whole_cols = params.cols,
+                                              .row_begin = params.row_begin,
+                                              .col_begin = params.col_begin,
+                                              .element = ToElement(out.dtype),
+                                              .out = const_cast<void*>(out.data),
+                                              .out_stride = out.row_stride,
+                                              .rows = out.rows,
+                                              .cols = out.cols,
+                                              .scales = const_cast<float*>(out.scales),
+                                              .scale_row_stride = out.scale_row_stride,
+                                              .scale_row_begin = out.row_begin,
+                                              .scale_col_begin = out.col_begin,
+                                              .scale_block = out.scale_block},
+                                             context_.stream),
+                      "random numbers");
+  }
+
  private:
   const CudaContext& context_;
 };

@@ -118,6 +118,24 @@ struct RmsNormArgs {
 };
 cudaError_t LaunchRmsNorm(const RmsNormArgs& args, cudaStream_t stream);
 
+// See FillRandomParams. rows and cols are out's, whole_rows and whole_cols those of the whole matrix.
+struct FillRandomArgs {
+  uint64_t key;
+  float scale;
+  float mean;
+  int64_t whole_rows, whole_cols;
+  int64_t row_begin, col_begin;  // of out in it
+  Element element;               // not kF16
+  void* out;
+  int64_t out_stride;
+  int64_t rows, cols;
+  float* scales;  // FP8 alone, as the next four
+  int64_t scale_row_stride;
+  int64_t scale_row_begin, scale_col_begin;
+  int64_t scale_block;
+};
+cudaError_t LaunchFillRandom(const FillRandomArgs& args, cudaStream_t stream);
+
 struct GatherRowsArgs {
   const float* x;
   int64_t x_stride;

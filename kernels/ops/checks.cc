@@ -125,6 +125,30 @@ absl::Status CheckGatherRows(const GatherRowsParams& params) {
   return CheckTensor("out", params.out, DType::kF32, {count, params.x.dims[1]});
 }
 
+absl::Status CheckFillRandom(const FillRandomParams& params) {
+  const WeightView& out = params.out;
+  if (out.dtype != DType::kF32 && out.dtype != DType::kBF16 && out.dtype != DType::kF8E4M3) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("out: is ", DTypeName(out.dtype), ", wanted F32, BF16 or F8_E4M3"));
+  }
+  if (params.row_begin < 0 || params.row_begin + out.rows > params.rows || params.col_begin < 0 ||
+      params.col_begin + out.cols > params.cols) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "out: is [", out.rows, ", ", out.cols, "] at (", params.row_begin, ", ", params.col_begin,
+        "), and does not lie within [", params.rows, ", ", params.cols, "]"));
+  }
+  if (out.dtype != DType::kF8E4M3) return absl::OkStatus();
+  if (out.scales == nullptr || out.scale_block < 1 ||
+      (params.row_begin - out.row_begin) % out.scale_block != 0 ||
+      (params.col_begin - out.col_begin) % out.scale_block != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "out: has ", out.scales == nullptr ? "no " : "", "scales in blocks of ", out.scale_block,
+        " and begins at (", out.row_begin, ", ", out.col_begin, ") of them, wanted some, and (",
+        params.row_begin, ", ", params.col_begin, ") but for whole blocks"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckMlaCacheWrite(const MlaCacheWriteParams& params) {
   const MlaDims& dims = params.dims;
   SLUICE_RETURN_IF_ERROR(CheckDims(dims));

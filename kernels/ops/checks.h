@@ -23,6 +23,7 @@ absl::Status CheckGroupedGatedLinear(const GroupedGatedLinearParams& params);
 absl::Status CheckEmbed(const EmbedParams& params);
 absl::Status CheckRmsNorm(const RmsNormParams& params);
 absl::Status CheckGatherRows(const GatherRowsParams& params);
+absl::Status CheckFillRandom(const FillRandomParams& params);
 
 absl::Status CheckMlaCacheWrite(const MlaCacheWriteParams& params);
 absl::Status CheckMlaAbsorbed(const MlaAbsorbedParams& params);

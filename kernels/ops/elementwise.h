@@ -1,8 +1,9 @@
-// What happens to activations between the matrix products.
+// What happens to activations between the matrix products, and weights made of random numbers.
 // Threads, ownership and errors as in kernels/ops/linear.h.
 #pragma once
 
 #include "absl/status/status.h"
+#include "kernels/base/random_numbers.h"
 #include "kernels/base/tensor_view.h"
 #include "kernels/ops/stream.h"
 
@@ -35,12 +36,29 @@ struct GatherRowsParams {
   TensorView out;   // f32 [R, D]
 };
 
+// Overwrites `out`, which lies at (row_begin, col_begin) of a whole matrix [rows, cols], with its
+// part of that matrix: element i in row-major order is RandomNumber(numbers, i), rounded to out's
+// type. In FP8 (f32, bf16 and it are known), scales are written too: of each block of the whole
+// matrix amax / 448, or 1 if amax is 0, amax being that of all its elements, in `out` or not;
+// elements are e4m3(number / scale). Blocks must begin where those of the whole matrix do:
+// out.row_begin and row_begin are equal modulo scale_block, and so are the columns. The same bits
+// on every backend.
+struct FillRandomParams {
+  RandomNumbers numbers;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t row_begin = 0;
+  int64_t col_begin = 0;
+  WeightView out;  // names memory that may be written
+};
+
 class ElementwiseOps {
  public:
   virtual ~ElementwiseOps() = default;
   virtual absl::Status Embed(const EmbedParams& params, StreamId stream) = 0;
   virtual absl::Status RmsNorm(const RmsNormParams& params, StreamId stream) = 0;
   virtual absl::Status GatherRows(const GatherRowsParams& params, StreamId stream) = 0;
+  virtual absl::Status FillRandom(const FillRandomParams& params, StreamId stream) = 0;
 };
 
 }  // namespace sluice

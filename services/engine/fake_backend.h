@@ -125,6 +125,7 @@ class FakeBackend : public Backend,
   absl::Status Embed(const EmbedParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status RmsNorm(const RmsNormParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status GatherRows(const GatherRowsParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status FillRandom(const FillRandomParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
     return Queue([this, params] {
       const size_t row_bytes = params.dims.kv_dim() * DTypeBytes(params.cache.dtype);

@@ -15,15 +15,7 @@
 namespace sluice::model {
 namespace {
 
-constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
 constexpr int64_t kStripElements = 1 << 20;  // work of one thread at a time
-
-uint64_t Mix(uint64_t x) {
-  uint64_t z = x + kGolden;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-  return z ^ (z >> 31);
-}
 
 uint64_t Fnv1a64(const std::string& text) {
   uint64_t hash = 0xCBF29CE484222325;
@@ -31,16 +23,14 @@ uint64_t Fnv1a64(const std::string& text) {
   return hash;
 }
 
-struct Distribution {
-  double mean;
-  double stddev;
-};
-
-Distribution DistributionOf(const TensorSpec& spec) {
-  if (spec.role == TensorRole::kRouterBias) return {0, 0.01};
-  if (spec.is_vector()) return {1, 0.1};
-  if (spec.role == TensorRole::kEmbed || spec.role == TensorRole::kMtpEmbed) return {0, 1};
-  return {0, 1 / std::sqrt(static_cast<double>(spec.cols))};
+RandomNumbers NumbersOf(const TensorSpec& spec, uint64_t seed) {
+  const uint64_t key = MixBits(seed ^ Fnv1a64(spec.name));
+  if (spec.role == TensorRole::kRouterBias) return NormalNumbers(key, 0.01);
+  if (spec.is_vector()) return NormalNumbers(key, 0.1, /*mean=*/1);
+  if (spec.role == TensorRole::kEmbed || spec.role == TensorRole::kMtpEmbed) {
+    return NormalNumbers(key, 1);
+  }
+  return NormalNumbers(key, 1 / std::sqrt(static_cast<double>(spec.cols)));
 }
 
 // F32ToF8E4M3 for |value| <= 448, without branches so that loops over it become vector code.
@@ -68,21 +58,12 @@ float Amax(const float* values, int64_t rows, int64_t stride, int64_t cols) {
 }  // namespace
 
 RandomTensor::RandomTensor(const TensorSpec& spec, uint64_t seed)
-    : cols_(spec.is_vector() ? 1 : spec.cols), key_(Mix(seed ^ Fnv1a64(spec.name))) {
-  const Distribution distribution = DistributionOf(spec);
-  scale_ = static_cast<float>(distribution.stddev / std::sqrt((0x1p32 - 1) / 3));
-  mean_ = static_cast<float>(distribution.mean);
-}
+    : cols_(spec.is_vector() ? 1 : spec.cols), numbers_(NumbersOf(spec, seed)) {}
 
 void RandomTensor::Fill(int64_t first, int64_t count, float* out) const {
-  const uint64_t begin = key_ + static_cast<uint64_t>(first) * kGolden;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t bits = Mix(begin + static_cast<uint64_t>(i) * kGolden);
-    const int32_t sum = static_cast<int32_t>((bits & 0xffff) + ((bits >> 16) & 0xffff) +
-                                             ((bits >> 32) & 0xffff) + (bits >> 48)) -
-                        131070;
-    out[i] = static_cast<float>(sum) * scale_ + mean_;
-  }
+  RandomNumbers numbers = numbers_;
+  numbers.key += static_cast<uint64_t>(first) * kRandomStep;
+  for (int64_t i = 0; i < count; ++i) out[i] = RandomNumber(numbers, static_cast<uint64_t>(i));
 }
 
 void RandomTensor::FillBf16(const Region& region, uint16_t* out, int64_t out_stride) const {

@@ -1,19 +1,17 @@
 // Weights made from a seed: any element of any tensor can be computed by itself, so every rank, the
 // checkpoint writer and a Python test make the same ones, bit for bit.
 //
-//   mix(x)   = the finaliser of splitmix64
-//   key      = mix(seed ^ fnv1a64(tensor name))
-//   bits(i)  = mix(key + i * 0x9E3779B97F4A7C15), i the row-major index in the whole tensor
-//   s(i)     = sum of the four 16-bit quarters of bits(i), minus 131070
-//   value(i) = f32(s) * f32(stddev / sqrt((2^32 - 1) / 3)) + mean     (Irwin-Hall of four)
-// Norm weights have mean 1 and stddev 0.1, the router's correction bias stddev 0.01, embeddings
-// stddev 1, every other matrix [N, K] stddev K^-0.5. Matrices and norms are stored as bf16; the
-// correction bias as f32; FP8 as in QuantizeRows.
+// Element i, the row-major index in the whole tensor, is RandomNumber i
+// (kernels/base/random_numbers.h) of the key mix(seed ^ fnv1a64(tensor name)). Norm weights have
+// mean 1 and stddev 0.1, the router's correction bias stddev 0.01, embeddings stddev 1, every other
+// matrix [N, K] stddev K^-0.5. Matrices and norms are stored as bf16; the correction bias as f32;
+// FP8 as in QuantizeRows.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 
+#include "kernels/base/random_numbers.h"
 #include "services/model/model_config.h"
 #include "services/model/tensor_manifest.h"
 #include "services/model/weight_source.h"
@@ -24,6 +22,8 @@ namespace sluice::model {
 class RandomTensor {
  public:
   RandomTensor(const TensorSpec& spec, uint64_t seed);
+
+  const RandomNumbers& numbers() const { return numbers_; }
 
   // Elements [first, first + count) in row-major order.
   void Fill(int64_t first, int64_t count, float* out) const;
@@ -39,9 +39,7 @@ class RandomTensor {
 
  private:
   const int64_t cols_;
-  uint64_t key_;
-  float scale_;
-  float mean_;
+  const RandomNumbers numbers_;
 };
 
 // Fills any configuration's geometry. The MTP module shares the main embedding and head.
