@@ -68,10 +68,26 @@ absl::Status CheckAbsorbedValues(const MlaAbsorbedParams& params) {
 }
 
 absl::Status CheckPromptValues(const MlaPromptParams& params) {
-  if (params.q.rows() == 0) return absl::OkStatus();
-  return CheckPages(params.pages.As<int32_t>(), params.pages.rows(),
-                    params.first_position + params.q.rows(), params.cache.rows(),
-                    params.q.rows() - 1);
+  for (const PromptChunk& chunk : params.chunks) {
+    if (chunk.num_tokens == 0) continue;
+    SLUICE_RETURN_IF_ERROR(CheckPages(params.page_table.Row<int32_t>(chunk.seq),
+                                      params.page_table.dims[1],
+                                      chunk.first_position + chunk.num_tokens, params.cache.rows(),
+                                      chunk.token_begin + chunk.num_tokens - 1));
+  }
+  return absl::OkStatus();
+}
+
+SequencePrompt ToSequence(const MlaPromptParams& params, const PromptChunk& chunk) {
+  return {.dims = params.dims,
+          .q = params.q.Slice(chunk.token_begin, chunk.num_tokens),
+          .kv_b = params.kv_b,
+          .cache = params.cache,
+          .pages = TensorView(params.page_table.Slice(chunk.seq, 1).data, DType::kI32,
+                              {params.page_table.dims[1]}),
+          .first_position = chunk.first_position,
+          .scale = params.scale,
+          .out = params.out.Slice(chunk.token_begin, chunk.num_tokens)};
 }
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -188,20 +204,21 @@ class CpuAttentionOps final : public AttentionOps {
   absl::Status MlaPrompt(const MlaPromptParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaPrompt(params));
     SLUICE_RETURN_IF_ERROR(CheckPromptValues(params));
-    const MlaDims& dims = params.dims;
-    const int64_t queries = params.q.rows();
-    if (queries == 0) return absl::OkStatus();
-    if (amx_ && MlaPromptAmxTask::Fits(dims)) {
-      PromptOnAmx(params);
-    } else {
-      PromptInF32(params);
+    for (const PromptChunk& chunk : params.chunks) {
+      if (chunk.num_tokens == 0) continue;
+      const SequencePrompt prompt = ToSequence(params, chunk);
+      if (amx_ && MlaPromptAmxTask::Fits(params.dims)) {
+        PromptOnAmx(prompt);
+      } else {
+        PromptInF32(prompt);
+      }
     }
     return absl::OkStatus();
   }
 
  private:
   // The last queries have the most to do: they go first.
-  void PromptInF32(const MlaPromptParams& params) {
+  void PromptInF32(const SequencePrompt& params) {
     const MlaDims& dims = params.dims;
     const int64_t queries = params.q.rows();
     for (MlaPromptTask& task : prompt_) task.Reserve(dims);
@@ -215,7 +232,7 @@ class CpuAttentionOps final : public AttentionOps {
     });
   }
 
-  void PromptOnAmx(const MlaPromptParams& params) {
+  void PromptOnAmx(const SequencePrompt& params) {
     const MlaDims& dims = params.dims;
     const int64_t queries = params.q.rows();
     const int64_t ranges = CeilDiv(queries, MlaPromptAmxTask::kQueriesMax);

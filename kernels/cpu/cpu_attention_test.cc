@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <numeric>
 
@@ -157,14 +158,18 @@ OwnedTensor Absorbed(const Scene& scene, const OwnedWeight& kv_b, const OwnedTen
 OwnedTensor Prompt(const Scene& scene, const OwnedWeight& kv_b, const OwnedTensor& q,
                    int64_t first_position, const CpuSetting& setting = kDefault) {
   OwnedTensor out(DType::kF32, {q.view().rows(), scene.dims.num_heads * scene.dims.v_dim});
-  const TensorView pages(scene.page_table.data<int32_t>(), DType::kI32,
-                         {scene.page_table.view().dims[1]});
+  const PromptChunk chunk = {.num_tokens = q.view().rows(), .first_position = first_position};
   OpsUnderTest ops(setting);
-  const absl::Status status =
-      MakeCpuAttentionOps(ops.context())
-          ->MlaPrompt({scene.dims, q.view(), kv_b.view, scene.cache.view(), pages, first_position,
-                       ScaleOf(scene.dims), out.view()},
-                      StreamId{});
+  const absl::Status status = MakeCpuAttentionOps(ops.context())
+                                  ->MlaPrompt({scene.dims,
+                                               q.view(),
+                                               kv_b.view,
+                                               scene.cache.view(),
+                                               scene.page_table.view(),
+                                               {&chunk, 1},
+                                               ScaleOf(scene.dims),
+                                               out.view()},
+                                              StreamId{});
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_TRUE(out.GuardsIntact());
   return out;
@@ -378,6 +383,50 @@ TEST(MlaPrompt, FastAgreesWithExactOverManyBlocks) {
                                                                  want.data<float>() + want.size())),
             1.2e-2)
             << first << " positions before " << queries;
+      }
+    }
+  }
+}
+
+// Chunks of several sequences give what each gives alone; rows of no chunk stay as they are.
+TEST(MlaPrompt, TakesChunksOfSeveralSequences) {
+  for (const Numerics numerics : {Numerics::kExact, Numerics::kFast}) {
+    const CpuSetting setting = {DetectCpuIsa(), 2, numerics};
+    const Scene scene = MakeScene(kTiny, DType::kBF16, {70, 1, 200}, 5, 6);
+    const OwnedWeight kv_b = MakeKvB(kTiny, DType::kBF16);
+    const std::vector<PromptChunk> chunks = {
+        {.token_begin = 40, .num_tokens = 60, .seq = 2, .first_position = 140},
+        {.token_begin = 0, .num_tokens = 1, .seq = 1},
+        {.token_begin = 7, .num_tokens = 0, .seq = 1},
+        {.token_begin = 2, .num_tokens = 35, .seq = 0, .first_position = 35}};
+    const OwnedTensor q = RandomF32({103, kTiny.num_heads * kTiny.q_dim()}, 8);
+    const auto run = [&](absl::Span<const PromptChunk> some) {
+      OwnedTensor out(DType::kF32, {103, kTiny.num_heads * kTiny.v_dim});
+      std::fill_n(out.data<float>(), out.size(), 42.0f);
+      OpsUnderTest ops(setting);
+      EXPECT_TRUE(MakeCpuAttentionOps(ops.context())
+                      ->MlaPrompt({kTiny, q.view(), kv_b.view, scene.cache.view(),
+                                   scene.page_table.view(), some, ScaleOf(kTiny), out.view()},
+                                  StreamId{})
+                      .ok());
+      return out;
+    };
+    const OwnedTensor together = run(chunks);
+    std::vector<bool> covered(103);
+    for (const PromptChunk& chunk : chunks) {
+      const OwnedTensor alone = run({&chunk, 1});
+      for (int64_t t = chunk.token_begin; t < chunk.token_begin + chunk.num_tokens; ++t) {
+        covered[static_cast<size_t>(t)] = true;
+        ASSERT_EQ(std::memcmp(alone.view().Row<float>(t), together.view().Row<float>(t),
+                              static_cast<size_t>(alone.view().dims[1]) * sizeof(float)),
+                  0)
+            << "row " << t;
+      }
+    }
+    for (int64_t t = 0; t < 103; ++t) {
+      if (covered[static_cast<size_t>(t)]) continue;
+      for (int64_t i = 0; i < together.view().dims[1]; ++i) {
+        ASSERT_EQ(together.view().Row<float>(t)[i], 42.0f) << "row " << t;
       }
     }
   }

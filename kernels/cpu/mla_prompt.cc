@@ -21,7 +21,7 @@ void MlaPromptTask::Reserve(const MlaDims& dims) {
   });
 }
 
-void MlaPromptTask::ExpandPage(const MlaPromptParams& params, int64_t head, int64_t page_index,
+void MlaPromptTask::ExpandPage(const SequencePrompt& params, int64_t head, int64_t page_index,
                                int64_t count) {
   const MlaDims& dims = params.dims;
   const float* latents = latents_;
@@ -48,7 +48,7 @@ void MlaPromptTask::ExpandPage(const MlaPromptParams& params, int64_t head, int6
   }
 }
 
-void MlaPromptTask::Run(const MlaPromptParams& params, int64_t head, int64_t query_begin,
+void MlaPromptTask::Run(const SequencePrompt& params, int64_t head, int64_t query_begin,
                         int64_t query_end) {
   const MlaDims& dims = params.dims;
   const int64_t queries = query_end - query_begin;

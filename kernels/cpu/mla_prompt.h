@@ -8,7 +8,7 @@
 #include "kernels/base/aligned_buffer.h"
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/row_kernels.h"
-#include "kernels/ops/attention.h"
+#include "kernels/cpu/sequence_prompt.h"
 
 namespace sluice {
 
@@ -22,10 +22,10 @@ class MlaPromptTask {
 
   void Reserve(const MlaDims& dims);
 
-  void Run(const MlaPromptParams& params, int64_t head, int64_t query_begin, int64_t query_end);
+  void Run(const SequencePrompt& params, int64_t head, int64_t query_begin, int64_t query_end);
 
  private:
-  void ExpandPage(const MlaPromptParams& params, int64_t head, int64_t page_index, int64_t count);
+  void ExpandPage(const SequencePrompt& params, int64_t head, int64_t page_index, int64_t count);
 
   static constexpr int64_t kQueryTile = 16;
 

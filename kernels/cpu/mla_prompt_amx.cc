@@ -43,7 +43,7 @@ void MlaPromptAmxTask::Reserve(const MlaDims& dims, int64_t heads, int64_t queri
   });
 }
 
-void MlaPromptAmxTask::StartHead(const MlaPromptParams& params, int64_t head, int64_t query_begin,
+void MlaPromptAmxTask::StartHead(const SequencePrompt& params, int64_t head, int64_t query_begin,
                                  int64_t query_end, Head* state) {
   const MlaDims& dims = params.dims;
   const int64_t rank = dims.kv_lora_rank;
@@ -71,7 +71,7 @@ void MlaPromptAmxTask::StartHead(const MlaPromptParams& params, int64_t head, in
 
 // The latents of positions [begin, begin + positions) as tiles of both kinds. Rows up to the next
 // multiple of 32 are zero.
-void MlaPromptAmxTask::LoadBlock(const MlaPromptParams& params, int64_t begin, int64_t positions) {
+void MlaPromptAmxTask::LoadBlock(const SequencePrompt& params, int64_t begin, int64_t positions) {
   const int64_t kv_dim = params.dims.kv_dim();
   const int64_t group_bytes = kAmxEdge * kv_dim * 2;
   const int32_t* pages = params.pages.As<int32_t>() + begin / kPageTokens;
@@ -100,7 +100,7 @@ void MlaPromptAmxTask::LoadBlock(const MlaPromptParams& params, int64_t begin, i
   }
 }
 
-void MlaPromptAmxTask::AttendBlock(const MlaPromptParams& params, const Head& head, int64_t begin,
+void MlaPromptAmxTask::AttendBlock(const SequencePrompt& params, const Head& head, int64_t begin,
                                    int64_t positions, int64_t query_begin, int64_t query_end) {
   const MlaDims& dims = params.dims;
   const int64_t rank = dims.kv_lora_rank;
@@ -138,7 +138,7 @@ void MlaPromptAmxTask::AttendBlock(const MlaPromptParams& params, const Head& he
   }
 }
 
-void MlaPromptAmxTask::Run(const MlaPromptParams& params, int64_t head_begin, int64_t head_end,
+void MlaPromptAmxTask::Run(const SequencePrompt& params, int64_t head_begin, int64_t head_end,
                            int64_t query_begin, int64_t query_end) {
   const MlaDims& dims = params.dims;
   amx_->configure();

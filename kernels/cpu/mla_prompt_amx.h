@@ -8,7 +8,7 @@
 #include "kernels/base/aligned_buffer.h"
 #include "kernels/cpu/amx_attention.h"
 #include "kernels/cpu/row_kernels.h"
-#include "kernels/ops/attention.h"
+#include "kernels/cpu/sequence_prompt.h"
 
 namespace sluice {
 
@@ -26,7 +26,7 @@ class MlaPromptAmxTask {
   // Room for tasks of that many heads and queries; grows only.
   void Reserve(const MlaDims& dims, int64_t heads, int64_t queries);
 
-  void Run(const MlaPromptParams& params, int64_t head_begin, int64_t head_end, int64_t query_begin,
+  void Run(const SequencePrompt& params, int64_t head_begin, int64_t head_end, int64_t query_begin,
            int64_t query_end);
 
  private:
@@ -39,11 +39,11 @@ class MlaPromptAmxTask {
     float* sums;     // [queries]
   };
 
-  void StartHead(const MlaPromptParams& params, int64_t head, int64_t query_begin,
-                 int64_t query_end, Head* state);
-  void LoadBlock(const MlaPromptParams& params, int64_t begin, int64_t positions);
-  void AttendBlock(const MlaPromptParams& params, const Head& head, int64_t begin,
-                   int64_t positions, int64_t query_begin, int64_t query_end);
+  void StartHead(const SequencePrompt& params, int64_t head, int64_t query_begin, int64_t query_end,
+                 Head* state);
+  void LoadBlock(const SequencePrompt& params, int64_t begin, int64_t positions);
+  void AttendBlock(const SequencePrompt& params, const Head& head, int64_t begin, int64_t positions,
+                   int64_t query_begin, int64_t query_end);
 
   const AmxAttentionKernels* amx_;
   const RowKernels* rows_;

@@ -189,12 +189,18 @@ void Prompt(benchmark::State& state, const ModelShape& shape, Numerics numerics)
                                         dims.kv_lora_rank, 4, 0.05f);
   const OwnedTensor q = RandomF32({queries, dims.num_heads * dims.q_dim()}, 5);
   const OwnedTensor out(DType::kF32, {queries, dims.num_heads * dims.v_dim});
-  const TensorView pages(cache.page_table.data<int32_t>(), DType::kI32, {cache.page_table.size()});
+  const PromptChunk chunk = {.num_tokens = queries, .first_position = first};
   const auto ops = MakeCpuAttentionOps(Ops(numerics).context());
   for (auto _ : state) {
-    Check(state, ops->MlaPrompt(
-                     {dims, q.view(), kv_b.view, cache.rows.view(), pages, first, 0.1f, out.view()},
-                     StreamId{}));
+    Check(state, ops->MlaPrompt({dims,
+                                 q.view(),
+                                 kv_b.view,
+                                 cache.rows.view(),
+                                 cache.page_table.view(),
+                                 {&chunk, 1},
+                                 0.1f,
+                                 out.view()},
+                                StreamId{}));
   }
   const double pairs = queries * (first + (queries + 1) / 2.0);
   const double flops =

@@ -61,11 +61,16 @@ class CudaAttentionOps final : public AttentionOps {
   // In absorbed form too: the same numbers.
   absl::Status MlaPrompt(const MlaPromptParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaPrompt(params));
-    cuda::AbsorbedArgs args = Args(params.dims, params.q, params.kv_b, params.cache, params.out);
-    args.page_table = params.pages.As<int32_t>();
-    args.first_position = params.first_position;
-    args.scale = params.scale;
-    return Attend(args, params.kv_b, params.cache, params.pages.dims[0]);
+    for (const PromptChunk& chunk : params.chunks) {
+      cuda::AbsorbedArgs args =
+          Args(params.dims, params.q.Slice(chunk.token_begin, chunk.num_tokens), params.kv_b,
+               params.cache, params.out.Slice(chunk.token_begin, chunk.num_tokens));
+      args.page_table = params.page_table.Row<int32_t>(chunk.seq);
+      args.first_position = chunk.first_position;
+      args.scale = params.scale;
+      SLUICE_RETURN_IF_ERROR(Attend(args, params.kv_b, params.cache, params.page_table.dims[1]));
+    }
+    return absl::OkStatus();
   }
 
  private:

@@ -91,18 +91,28 @@ TEST_F(CudaAttentionTest, LatentAttention) {
         const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.3f);
         const OwnedTensor prompt_out(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
         const TensorView device_prompt_out = gpu_.Up(prompt_out);
-        TensorView pages = table.view().Slice(3, 1), device_pages = device_table.Slice(3, 1);
-        pages = TensorView(pages.data, DType::kI32, {pages_max});
-        device_pages = TensorView(device_pages.data, DType::kI32, {pages_max});
+        const PromptChunk chunk = {.num_tokens = prompt, .seq = 3, .first_position = first};
         ASSERT_TRUE(cpu_->attention()
-                        .MlaPrompt({dims, prompt_q.view(), kv_b.view, cache.view(), pages, first,
-                                    0.2f, prompt_out.view()},
+                        .MlaPrompt({dims,
+                                    prompt_q.view(),
+                                    kv_b.view,
+                                    cache.view(),
+                                    table.view(),
+                                    {&chunk, 1},
+                                    0.2f,
+                                    prompt_out.view()},
                                    {})
                         .ok());
         ASSERT_TRUE(gpu_.backend()
                         .attention()
-                        .MlaPrompt({dims, gpu_.Up(prompt_q), device_kv_b, same_cache, device_pages,
-                                    first, 0.2f, device_prompt_out},
+                        .MlaPrompt({dims,
+                                    gpu_.Up(prompt_q),
+                                    device_kv_b,
+                                    same_cache,
+                                    device_table,
+                                    {&chunk, 1},
+                                    0.2f,
+                                    device_prompt_out},
                                    {})
                         .ok());
         EXPECT_LT(Difference(prompt_out, gpu_.Down(device_prompt_out)), 5e-5);
@@ -177,19 +187,29 @@ TEST_F(CudaAttentionTest, LatentAttentionOfV3OnTheTensorCores) {
       const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.5f);
       const OwnedTensor prompt_wanted(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
       const TensorView prompt_out = fast.Up(prompt_wanted);
-      const auto row = [&](const TensorView& of) {
-        const TensorView slice = of.Slice(seqs[static_cast<size_t>(longest)], 1);
-        return TensorView(slice.data, DType::kI32, {pages_max});
-      };
+      const PromptChunk chunk = {
+          .num_tokens = prompt, .seq = seqs[static_cast<size_t>(longest)], .first_position = first};
       ASSERT_TRUE(cpu_->attention()
-                      .MlaPrompt({dims, prompt_q.view(), kv_b.view, cache.view(), row(table.view()),
-                                  first, 0.135f, prompt_wanted.view()},
+                      .MlaPrompt({dims,
+                                  prompt_q.view(),
+                                  kv_b.view,
+                                  cache.view(),
+                                  table.view(),
+                                  {&chunk, 1},
+                                  0.135f,
+                                  prompt_wanted.view()},
                                  {})
                       .ok());
       ASSERT_TRUE(fast.backend()
                       .attention()
-                      .MlaPrompt({dims, fast.Up(prompt_q), device_kv_b, device_cache,
-                                  row(device_table), first, 0.135f, prompt_out},
+                      .MlaPrompt({dims,
+                                  fast.Up(prompt_q),
+                                  device_kv_b,
+                                  device_cache,
+                                  device_table,
+                                  {&chunk, 1},
+                                  0.135f,
+                                  prompt_out},
                                  {})
                       .ok());
       EXPECT_LT(RelativeError(prompt_wanted, fast.Down(prompt_out), prompt_wanted.size()),

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
 #include "kernels/base/tensor_view.h"
 #include "kernels/ops/stream.h"
 
@@ -66,16 +67,25 @@ struct MlaAbsorbedParams {
   TensorView out;           // f32 [T, num_heads * v_dim]
 };
 
-// Unabsorbed, for prompts: keys and values of every head are made from the latents, for one
-// sequence. Query i stands at position first_position + i; positions 0 .. first_position + T - 1
-// are in the cache.
+// Some tokens of one prompt: rows [token_begin, token_begin + num_tokens) of the queries, at
+// positions first_position, first_position + 1, ... of the sequence that `seq` names.
+struct PromptChunk {
+  int64_t token_begin = 0;
+  int64_t num_tokens = 0;
+  int64_t seq = 0;  // row of page_table
+  int64_t first_position = 0;
+};
+
+// Unabsorbed, for prompts: keys and values of every head are made from the latents. A query attends
+// to all positions of its sequence up to its own, all already in the cache. Chunks are of any
+// lengths and do not overlap; rows of `out` that belong to none are left alone.
 struct MlaPromptParams {
   MlaDims dims;
-  TensorView q;      // f32 [T, num_heads * q_dim], rotated
-  WeightView kv_b;   // as above
-  TensorView cache;  // as above
-  TensorView pages;  // i32 [pages_per_seq_max]: the page_table row of this sequence
-  int64_t first_position = 0;
+  TensorView q;           // f32 [T, num_heads * q_dim], rotated
+  WeightView kv_b;        // as above
+  TensorView cache;       // as above
+  TensorView page_table;  // as above
+  absl::Span<const PromptChunk> chunks;
   float scale = 1.0f;
   TensorView out;  // f32 [T, num_heads * v_dim]
 };

@@ -181,16 +181,26 @@ absl::Status CheckMlaPrompt(const MlaPromptParams& params) {
   SLUICE_RETURN_IF_ERROR(CheckQueries(params.dims, params.q, params.out));
   SLUICE_RETURN_IF_ERROR(CheckKvB(params.dims, params.kv_b));
   SLUICE_RETURN_IF_ERROR(CheckCache(params.dims, params.cache));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("pages", params.pages, DType::kI32, {-1}));
-  if (params.first_position < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("first_position is ", params.first_position, ", wanted at least 0"));
-  }
-  if (const int64_t positions = params.first_position + params.q.rows();
-      params.q.rows() > 0 && positions > params.pages.rows() * kPageTokens) {
-    return absl::InvalidArgumentError(absl::StrCat("pages: ", params.pages.rows(), " for ",
-                                                   positions, " positions of ", kPageTokens,
-                                                   " a page"));
+  SLUICE_RETURN_IF_ERROR(CheckTensor("page_table", params.page_table, DType::kI32, {-1, -1}));
+  const int64_t tokens = params.q.rows(), positions_max = params.page_table.dims[1] * kPageTokens;
+  for (size_t i = 0; i < params.chunks.size(); ++i) {
+    const PromptChunk& chunk = params.chunks[i];
+    if (chunk.token_begin < 0 || chunk.num_tokens < 0 ||
+        chunk.num_tokens > tokens - chunk.token_begin) {
+      return absl::InvalidArgumentError(absl::StrCat("chunks[", i, "] is ", chunk.num_tokens,
+                                                     " rows of q from ", chunk.token_begin,
+                                                     ", q has ", tokens));
+    }
+    if (chunk.seq < 0 || chunk.seq >= params.page_table.rows()) {
+      return absl::InvalidArgumentError(absl::StrCat("chunks[", i, "].seq is ", chunk.seq,
+                                                     ", the page table has ",
+                                                     params.page_table.rows(), " rows"));
+    }
+    if (chunk.first_position < 0 || chunk.num_tokens > positions_max - chunk.first_position) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "chunks[", i, "].first_position is ", chunk.first_position, ", with ", chunk.num_tokens,
+          " tokens wanted 0 to ", positions_max, ", what the pages of a sequence hold"));
+    }
   }
   return absl::OkStatus();
 }

@@ -274,21 +274,16 @@ absl::Status ForwardPass::AttendAll(int64_t index, const ForwardBatch& batch, St
          .out = attended_.Prefix(batch.num_absorbed)},
         stream));
   }
-  for (const ForwardBatch::Prompt& prompt : batch.prompts) {
-    const TensorView row = batch.page_table.Slice(prompt.seq, 1);
-    TensorView pages(row.data, DType::kI32, {row.dims[1]});
-    SLUICE_RETURN_IF_ERROR(backend_->attention().MlaPrompt(
-        {.dims = dims_,
-         .q = q_.Slice(prompt.token_begin, prompt.num_tokens),
-         .kv_b = layer.kv_b,
-         .cache = kv_cache_[index],
-         .pages = pages,
-         .first_position = prompt.first_position,
-         .scale = scale,
-         .out = attended_.Slice(prompt.token_begin, prompt.num_tokens)},
-        stream));
-  }
-  return absl::OkStatus();
+  if (batch.prompts.empty()) return absl::OkStatus();
+  return backend_->attention().MlaPrompt({.dims = dims_,
+                                          .q = q_.Prefix(batch.num_tokens),
+                                          .kv_b = layer.kv_b,
+                                          .cache = kv_cache_[index],
+                                          .page_table = batch.page_table,
+                                          .chunks = batch.prompts,
+                                          .scale = scale,
+                                          .out = attended_.Prefix(batch.num_tokens)},
+                                         stream);
 }
 
 absl::Status ForwardPass::AttendSamples(int64_t index, const ForwardBatch& batch, Rows* rows,

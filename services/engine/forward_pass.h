@@ -36,16 +36,12 @@ struct ForwardLimits {
 
 // A step's tokens. Tensors lie on the device; counts are known to the host.
 struct ForwardBatch {
-  // Tokens [0, num_absorbed) use absorbed attention; the prompts' tokens follow, each prompt in one
-  // piece.
-  struct Prompt {
-    int64_t token_begin = 0;
-    int64_t num_tokens = 0;
-    int64_t seq = 0;  // row of page_table
-    int64_t first_position = 0;
-  };
+  using Prompt = PromptChunk;
+
   uint64_t step = 0;  // its number, for observers
   int64_t num_tokens = 0;
+  // Tokens [0, num_absorbed) use absorbed attention; the prompts' tokens follow, each prompt in one
+  // piece.
   int64_t num_absorbed = 0;
   absl::Span<const Prompt> prompts;
   int64_t num_samples = 0;

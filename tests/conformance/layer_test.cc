@@ -209,14 +209,17 @@ TEST(LayerTest, AttentionAtTrueShapes) {
   project_and_compare("absorbed", absorbed);
 
   const TensorView all = t.Zeros(DType::kF32, {kContext, kHeads * kDims.v_dim});
-  ASSERT_OK((*backend)->attention().MlaPrompt({.dims = kDims,
-                                               .q = q,
-                                               .kv_b = kv_b,
-                                               .cache = cache,
-                                               .pages = table_of_pages,
-                                               .scale = scale,
-                                               .out = all},
-                                              stream));
+  const PromptChunk chunk = {.num_tokens = kContext};
+  ASSERT_OK((*backend)->attention().MlaPrompt(
+      {.dims = kDims,
+       .q = q,
+       .kv_b = kv_b,
+       .cache = cache,
+       .page_table = TensorView(table_of_pages.data, DType::kI32, {1, 3}),
+       .chunks = {&chunk, 1},
+       .scale = scale,
+       .out = all},
+      stream));
   const TensorView asked = t.Zeros(DType::kF32, {count, kHeads * kDims.v_dim});
   ASSERT_OK((*backend)->elementwise().GatherRows({.x = all, .rows = t.Ints(queries), .out = asked},
                                                  stream));
