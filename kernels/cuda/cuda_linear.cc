@@ -6,6 +6,7 @@
 #include "kernels/cuda/bf16_linear.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/fp8_linear.h"
+#include "kernels/cuda/gate_linear.h"
 #include "kernels/cuda/weight_tables.h"
 #include "kernels/ops/checks.h"
 
@@ -27,6 +28,20 @@ class CudaLinearOps final : public LinearOps {
           Bf16Linear::Takes(params.x, params.w, params.out)) {
         return bf16_.Run(params.x, params.w, params.out, params.accumulate);
       }
+    }
+    if (params.precision == Precision::kF32 && OnGateLinear(params)) {
+      return CudaStatus(cuda::LaunchGateLinear({.x = params.x.As<float>(),
+                                                .x_stride = params.x.row_stride,
+                                                .w = params.w.data,
+                                                .w_stride = params.w.row_stride,
+                                                .w_bf16 = params.w.dtype == DType::kBF16,
+                                                .out = params.out.As<float>(),
+                                                .out_stride = params.out.row_stride,
+                                                .m = static_cast<int32_t>(params.x.rows()),
+                                                .n = static_cast<int32_t>(params.w.rows),
+                                                .k = static_cast<int32_t>(params.w.cols)},
+                                               context_.stream),
+                        "the router's product");
     }
     cuda::LinearArgs args = Args(params.x, params.w, params.out);
     args.single = ToWeight(params.w);
@@ -105,6 +120,17 @@ class CudaLinearOps final : public LinearOps {
     }
     args.offsets = offsets.As<int32_t>();
     return Launch(args);
+  }
+
+  static bool OnGateLinear(const LinearParams& params) {
+    const auto aligned = [](const void* data, int64_t stride, int64_t bytes) {
+      return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * bytes % 16 == 0;
+    };
+    const bool known = params.w.dtype == DType::kBF16 || params.w.dtype == DType::kF32;
+    return known && !params.accumulate && params.w.cols % 8 == 0 &&
+           params.w.cols <= cuda::kGateLinearColumnsMax &&
+           aligned(params.x.data, params.x.row_stride, 4) &&
+           aligned(params.w.data, params.w.row_stride, DTypeBytes(params.w.dtype));
   }
 
   bool OnFp8(const TensorView& x, absl::Span<const WeightView> weights,

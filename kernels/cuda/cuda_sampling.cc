@@ -1,5 +1,6 @@
 #include <memory>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/launch.h"
@@ -11,16 +12,18 @@ namespace {
 class CudaSamplingOps final : public SamplingOps {
  public:
   explicit CudaSamplingOps(const CudaContext& context) : context_(context) {}
-  ~CudaSamplingOps() override { cudaFree(values_); }
 
   absl::Status Sample(const SampleParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckSample(params));
     const int64_t rows = params.logits.rows();
     const int64_t vocab = params.logits.dims[1];
-    SLUICE_RETURN_IF_ERROR(Reserve(rows * vocab));
+    if (vocab > cuda::kSampleVocabMax) {
+      return absl::InvalidArgumentError(absl::StrCat("logits: a vocabulary of ", vocab,
+                                                     ", sampling on a GPU takes at most ",
+                                                     cuda::kSampleVocabMax));
+    }
     return CudaStatus(cuda::LaunchSample({.logits = params.logits.As<float>(),
                                           .logits_stride = params.logits.row_stride,
-                                          .values = values_,
                                           .rows = params.rows,
                                           .count = static_cast<int32_t>(rows),
                                           .vocab = static_cast<int32_t>(vocab),
@@ -44,23 +47,7 @@ class CudaSamplingOps final : public SamplingOps {
   }
 
  private:
-  absl::Status Reserve(int64_t elements) {
-    if (elements <= capacity_) return absl::OkStatus();
-    SLUICE_RETURN_IF_ERROR(
-        CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
-    SLUICE_RETURN_IF_ERROR(CudaStatus(cudaFree(values_), "freeing memory for sampling"));
-    values_ = nullptr;
-    capacity_ = 0;
-    SLUICE_RETURN_IF_ERROR(
-        CudaStatus(cudaMalloc(reinterpret_cast<void**>(&values_), elements * sizeof(float)),
-                   "memory for sampling"));
-    capacity_ = elements;
-    return absl::OkStatus();
-  }
-
   const CudaContext& context_;
-  float* values_ = nullptr;  // logits on their way to a token
-  int64_t capacity_ = 0;
 };
 
 }  // namespace

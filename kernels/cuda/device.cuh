@@ -1,4 +1,4 @@
-// What kernels share: widening stored elements, and sums and maxima over a block.
+// What kernels share: widening stored elements, sums over a block, vectors, dispatch by type.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -63,6 +63,11 @@ __device__ inline float BlockSum(float x) {
   float sum = 0;
   for (int warp = 0; warp < blockDim.x / 32; ++warp) sum += parts[warp];
   return sum;
+}
+
+// Whether rows of n elements, `stride` apart, can be read in vectors of four of them.
+inline bool InVectors(const void* data, int64_t stride, int64_t n, size_t vector_bytes = 16) {
+  return reinterpret_cast<uintptr_t>(data) % vector_bytes == 0 && stride % 4 == 0 && n % 4 == 0;
 }
 
 // Calls f with the element as a type, for launches that are compiled once per stored type.

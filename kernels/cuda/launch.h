@@ -262,7 +262,9 @@ struct PermuteArgs {
   int64_t pair_stride;
   float* rows_x;
   int64_t rows_stride;
+  int32_t* chunk_counts;  // [PermuteChunkCounts] scratch
 };
+int64_t PermuteChunkCounts(int64_t tokens, int64_t top_k, int64_t slots);
 cudaError_t LaunchPermute(const PermuteArgs& args, cudaStream_t stream);
 
 struct CombineArgs {
@@ -283,9 +285,8 @@ cudaError_t LaunchCombine(const CombineArgs& args, cudaStream_t stream);
 struct SampleArgs {
   const float* logits;
   int64_t logits_stride;
-  float* values;     // [rows, vocab] scratch, not the logits
-  const void* rows;  // SamplingRow[count]
-  int32_t count, vocab;
+  const void* rows;      // SamplingRow[count]
+  int32_t count, vocab;  // vocab at most kSampleVocabMax
   const int32_t* bias_ids;
   const float* bias_values;
   const int32_t* banned_ids;
@@ -302,6 +303,7 @@ struct SampleArgs {
   int64_t top_logprobs_stride;
   uint8_t* not_finite;  // or null
 };
+constexpr int32_t kSampleVocabMax = 8 * 52 * 1024;  // that a cluster's shared memory holds
 cudaError_t LaunchSample(const SampleArgs& args, cudaStream_t stream);
 
 }  // namespace sluice::cuda

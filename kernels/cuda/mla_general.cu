@@ -25,49 +25,6 @@ __device__ float FromCache(__nv_bfloat16 x) {
   return __bfloat162float(x);
 }
 
-template <typename Cache>
-__device__ Cache ToCache(float x);
-template <>
-__device__ float ToCache<float>(float x) {
-  return x;
-}
-template <>
-__device__ __nv_bfloat16 ToCache<__nv_bfloat16>(float x) {
-  return __float2bfloat16(x);
-}
-
-template <typename Cache>
-__global__ void CacheWriteKernel(CacheWriteArgs args) {
-  const MlaShape s = args.shape;
-  const int token = blockIdx.x;
-  const float* cos = args.cos_sin + (int64_t)args.positions[token] * s.rope;
-  const float* sin = cos + s.rope / 2;
-  const int pairs = s.rope / 2;
-  for (int i = threadIdx.x; i < s.heads * pairs; i += kThreads) {
-    const int pair = i % pairs;
-    float* x = args.q + token * args.q_stride + (int64_t)(i / pairs) * (s.nope + s.rope) + s.nope +
-               2 * pair;
-    const float even = x[0], odd = x[1];
-    x[0] = even * cos[pair] - odd * sin[pair];
-    x[1] = even * sin[pair] + odd * cos[pair];
-  }
-  const int32_t row = args.kv_rows[token];
-  if (row < 0) return;
-  const float* kv = args.kv_a + token * args.kv_a_stride;
-  Cache* to = static_cast<Cache*>(args.cache) + (int64_t)row * (s.rank + s.rope);
-  float squares = 0;
-  for (int i = threadIdx.x; i < s.rank; i += kThreads) squares = fmaf(kv[i], kv[i], squares);
-  const float factor = 1.0f / sqrtf(BlockSum(squares) / s.rank + args.eps);
-  for (int i = threadIdx.x; i < s.rank; i += kThreads) {
-    to[i] = ToCache<Cache>(kv[i] * factor * args.kv_norm[i]);
-  }
-  for (int pair = threadIdx.x; pair < pairs; pair += kThreads) {
-    const float even = kv[s.rank + 2 * pair], odd = kv[s.rank + 2 * pair + 1];
-    to[s.rank + 2 * pair] = ToCache<Cache>(even * cos[pair] - odd * sin[pair]);
-    to[s.rank + 2 * pair + 1] = ToCache<Cache>(even * sin[pair] + odd * cos[pair]);
-  }
-}
-
 template <Element kElement, typename Cache>
 __global__ void __launch_bounds__(kThreads) AbsorbedKernel(AbsorbedArgs args) {
   const MlaShape s = args.shape;
@@ -155,16 +112,6 @@ cudaError_t LaunchAbsorbedAs(const AbsorbedArgs& args, cudaStream_t stream) {
 
 int64_t AbsorbedSharedBytes(const MlaShape& shape) {
   return (shape.rank + shape.rope + kWarps * (shape.rank + 2)) * (int64_t)sizeof(float);
-}
-
-cudaError_t LaunchCacheWrite(const CacheWriteArgs& args, cudaStream_t stream) {
-  if (args.tokens == 0) return cudaSuccess;
-  if (args.cache_bf16) {
-    CacheWriteKernel<__nv_bfloat16><<<args.tokens, kThreads, 0, stream>>>(args);
-  } else {
-    CacheWriteKernel<float><<<args.tokens, kThreads, 0, stream>>>(args);
-  }
-  return cudaGetLastError();
 }
 
 cudaError_t LaunchAbsorbed(const AbsorbedArgs& args, cudaStream_t stream) {

@@ -1,13 +1,13 @@
-// Choosing experts, sorting tokens by expert slot, putting results together.
+// Choosing experts.
 //
 // Compiled without fused multiply-adds: scores and choices are bit for bit the CPU's.
 #include "kernels/base/portable_math.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/early_launch.cuh"
 
 namespace sluice::cuda {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kGroupsMax = 256;  // as GateParams are checked
 
 // a comes before b: larger, or as large with the lower index.
@@ -49,6 +49,7 @@ __device__ float SumOf16(const float* lanes) {
 
 // One warp per token; shared memory: scores [experts], choice [experts], group scores [groups].
 __global__ void __launch_bounds__(32) GateKernel(GateArgs args) {
+  StartAfterEarlier();
   extern __shared__ float memory[];
   float* scores = memory;
   float* choice = scores + args.experts;
@@ -156,76 +157,6 @@ __global__ void __launch_bounds__(32) GateKernel(GateArgs args) {
   }
 }
 
-__device__ int SlotOfPair(const PermuteArgs& args, int pair) {
-  const int expert = args.expert_ids[pair / args.top_k * args.ids_stride + pair % args.top_k];
-  return expert < 0 ? -1 : args.slot_of_expert[expert];
-}
-
-// Counts rows per slot, and sums them up. One block; shared memory: counts [slots].
-__global__ void __launch_bounds__(1024) CountSlotsKernel(PermuteArgs args) {
-  extern __shared__ int32_t counts[];
-  for (int slot = threadIdx.x; slot < args.slots; slot += blockDim.x) counts[slot] = 0;
-  __syncthreads();
-  for (int pair = threadIdx.x; pair < args.tokens * args.top_k; pair += blockDim.x) {
-    const int slot = SlotOfPair(args, pair);
-    if (slot >= 0) atomicAdd(&counts[slot], 1);
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int32_t sum = 0;
-    for (int slot = 0; slot < args.slots; ++slot) {
-      args.offsets[slot] = sum;
-      sum += counts[slot];
-    }
-    args.offsets[args.slots] = sum;
-  }
-}
-
-// One warp per slot gives rows to its pairs in order of token.
-__global__ void __launch_bounds__(32) PlacePairsKernel(PermuteArgs args) {
-  const int slot = blockIdx.x, lane = threadIdx.x;
-  int32_t next = args.offsets[slot];
-  const int pairs = args.tokens * args.top_k;
-  for (int begin = 0; begin < pairs; begin += 32) {
-    const int pair = begin + lane;
-    const bool mine = pair < pairs && SlotOfPair(args, pair) == slot;
-    const unsigned ballot = __ballot_sync(~0u, mine);
-    if (mine) {
-      args.pair_rows[pair / args.top_k * args.pair_stride + pair % args.top_k] =
-          next + __popc(ballot & ((1u << lane) - 1));
-    }
-    next += __popc(ballot);
-  }
-}
-
-__global__ void GatherPairsKernel(PermuteArgs args) {
-  const int token = blockIdx.x / args.top_k, k = blockIdx.x % args.top_k;
-  int32_t* row = args.pair_rows + token * args.pair_stride + k;
-  if (SlotOfPair(args, blockIdx.x) < 0) {
-    if (threadIdx.x == 0) *row = -1;
-    return;
-  }
-  const float* x = args.x + token * args.x_stride;
-  float* out = args.rows_x + *row * args.rows_stride;
-  for (int i = threadIdx.x; i < args.hidden; i += kThreads) out[i] = x[i];
-}
-
-__global__ void CombineKernel(CombineArgs args) {
-  const int token = blockIdx.x;
-  const int32_t* pair_rows = args.pair_rows + token * args.pair_stride;
-  const float* weights = args.weights + token * args.weights_stride;
-  for (int i = threadIdx.x; i < args.hidden; i += kThreads) {
-    float sum = 0;
-    for (int k = 0; k < args.top_k; ++k) {
-      if (pair_rows[k] < 0) continue;
-      sum = fmaf(weights[k], args.rows[pair_rows[k] * args.rows_stride + i], sum);
-    }
-    if (args.shared != nullptr) sum = sum + args.shared[token * args.shared_stride + i];
-    float* out = args.out + token * args.out_stride + i;
-    *out = *out + sum;
-  }
-}
-
 }  // namespace
 
 cudaError_t LaunchGate(const GateArgs& args, cudaStream_t stream) {
@@ -234,25 +165,7 @@ cudaError_t LaunchGate(const GateArgs& args, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(GateKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
   if (error != cudaSuccess) return error;
-  GateKernel<<<args.tokens, 32, bytes, stream>>>(args);
-  return cudaGetLastError();
-}
-
-cudaError_t LaunchPermute(const PermuteArgs& args, cudaStream_t stream) {
-  CountSlotsKernel<<<1, 1024, args.slots * sizeof(int32_t), stream>>>(args);
-  cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess || args.tokens == 0 || args.slots == 0) return error;
-  PlacePairsKernel<<<args.slots, 32, 0, stream>>>(args);
-  error = cudaGetLastError();
-  if (error != cudaSuccess) return error;
-  GatherPairsKernel<<<args.tokens * args.top_k, kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
-}
-
-cudaError_t LaunchCombine(const CombineArgs& args, cudaStream_t stream) {
-  if (args.tokens == 0 || args.hidden == 0) return cudaSuccess;
-  CombineKernel<<<args.tokens, kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  return LaunchEarly(GateKernel, {dim3(args.tokens), 32, bytes}, stream, args);
 }
 
 }  // namespace sluice::cuda

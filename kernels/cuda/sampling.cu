@@ -1,124 +1,124 @@
-// Sampling from a row of logits by one block, as kernels/ops/sampling.h describes.
+// Sampling as kernels/ops/sampling.h describes: a cluster of up to eight blocks holds a row of
+// logits in shared memory, so that memory is read once whatever a row asks for.
 //
 // Compiled without fused multiply-adds: for equal logits the tokens are the CPU's. The cut that
-// top_k and top_p come down to (kernels/cpu/sample_row.h) is found bit by bit: a float's order is
-// that of a 32-bit key, so 32 passes over the row find the largest key whose count, or mass, of
-// larger ones reaches what is wanted; ties are settled by id in the same way.
-#include <float.h>
-
+// top_k and top_p come down to (kernels/cpu/sample_row.h) is found by histograms of 512 bins, each
+// over the bin that the one before found. Design: kernels/docs/sampling.md.
 #include "kernels/base/counter_rng.h"
-#include "kernels/base/portable_math.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/early_launch.cuh"
+#include "kernels/cuda/sample_cluster.cuh"
 #include "kernels/ops/sampling_row.h"
 
 namespace sluice::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr float kMassUnit = 0x1p40f;  // as on the CPU
-
-struct Best {
-  float value;
-  int32_t id;  // -1: none
-};
-
-__device__ bool Before(const Best& a, const Best& b) {
-  if (a.id < 0 || b.id < 0) return a.id >= 0;
-  return a.value > b.value || (a.value == b.value && a.id < b.id);
-}
-
-__device__ Best BlockBest(Best best) {
-  __shared__ Best parts[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const Best other{__shfl_xor_sync(~0u, best.value, offset),
-                     __shfl_xor_sync(~0u, best.id, offset)};
-    if (Before(other, best)) best = other;
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = best;
-  __syncthreads();
-  best = parts[0];
-  for (int i = 1; i < kThreads / 32; ++i) {
-    if (Before(parts[i], best)) best = parts[i];
-  }
-  return best;
-}
-
-__device__ uint64_t BlockSum64(uint64_t x) {
-  __shared__ uint64_t parts[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(~0u, x, offset);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
-  __syncthreads();
-  x = 0;
-  for (int i = 0; i < kThreads / 32; ++i) x += parts[i];
-  return x;
-}
+constexpr int kClusterMax = 8;
+constexpr int kSliceWanted = 4096;  // tokens: more blocks share a row while slices are larger
+constexpr int kDigitBits = 9;       // of a key, that a histogram tells apart
+static_assert(1 << kDigitBits == kSampleBins, "a digit must be a bin");
+constexpr int32_t kAnyId = INT32_MAX;
+// Upper bound of what -log of an approximate logarithm may be off.
+constexpr float kNoiseMargin = 1e-3f;
 
 __device__ float Clean(float x) {
   const float value = x >= -FLT_MAX ? x : -CUDART_INF_F;  // NaN too
   return value < FLT_MAX ? value : FLT_MAX;
 }
 
-__device__ uint64_t MassOf(float y) { return (uint64_t)(int64_t)(portable::Exp(y) * kMassUnit); }
-
-// Rises with the float. -0 must not come before 0: y is never -0 here but for 0 * something.
-__device__ uint32_t KeyOf(float y) {
-  const uint32_t bits = __float_as_uint(y == 0.0f ? 0.0f : y);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-__device__ float FromKey(uint32_t key) {
-  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+// Of y, which is never positive: rises as probability falls.
+__device__ uint32_t KeyOf(float y) { return __float_as_uint(y) & 0x7fffffffu; }
+constexpr uint32_t kKeyMax = 0x7f7fffff;  // of a finite y
+// Of any value but NaN: rises as values fall.
+__device__ uint32_t FallingKey(float x) {
+  const uint32_t bits = __float_as_uint(x == 0.0f ? 0.0f : x);
+  return bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
 }
 
-// Tokens (y, id) up to and including this one are kept.
+// Bucket b holds y in (-(b + 1) / 16, -b / 16], the last one all the rest.
+__device__ int BucketOf(float y) {
+  const float bucket = y * -16.0f;
+  return (int)(bucket < (float)(kSampleBins - 1) ? bucket : (float)(kSampleBins - 1));
+}
+__device__ uint32_t FirstKeyOf(int bucket) { return KeyOf((float)bucket * (-1.0f / 16)); }
+
+// Tokens up to and including (key, id), in this order, are kept.
 struct Cut {
-  float y;
+  uint32_t key;
   int32_t id;
-  __device__ bool Keeps(float value, int32_t at) const {
-    return value > y || (value == y && at <= id);
+  __device__ bool Keeps(uint32_t other, int32_t at) const {
+    return other < key || (other == key && at <= id);
   }
 };
 
-// Weighs tokens: 1 each, or their probability mass; those outside `within` nothing.
-template <bool kMass>
-struct Weigh {
-  const float* y;
-  Cut within;
-  __device__ uint64_t operator()(int32_t id) const {
-    if (!within.Keeps(y[id], id)) return 0;
-    return kMass ? MassOf(y[id]) : 1;
-  }
+// The last key of those that are wanted, and how much of that key's weight is.
+struct LastKey {
+  uint32_t key;
+  FoundBin found;
+  __device__ bool whole() const { return found.left == found.weight; }
 };
 
-// The token with which the weight, counted from the most probable one down, reaches `wanted`, which
-// is positive and at most the weight of all.
-template <bool kMass>
-__device__ Cut FindCut(const Weigh<kMass>& weigh, int vocab, uint64_t wanted) {
-  uint32_t key = 0;
-  for (int bit = 31; bit >= 0; --bit) {
-    const uint32_t candidate = key | (1u << bit);
-    uint64_t sum = 0;
-    for (int id = threadIdx.x; id < vocab; id += kThreads) {
-      if (KeyOf(weigh.y[id]) >= candidate) sum += weigh(id);
-    }
-    if (BlockSum64(sum) >= wanted) key = candidate;
+// Goes on from a bin that was found, all keys of which lie in [low, high]: to the key, in rising
+// order, with which the weight reaches found.left. key_of(value, id) is kNoKey for tokens that do
+// not count.
+constexpr uint32_t kNoKey = UINT32_MAX;
+
+template <bool kMass, typename KeyOfToken>
+__device__ LastKey Narrow(SampleCluster& cluster, const Slice& slice, FoundBin found, uint32_t low,
+                          uint32_t high, KeyOfToken key_of) {
+  int width = high > low ? 32 - __clz(high - low) : 0;  // bits in which keys differ
+  while (width > 0 && found.left < found.weight) {
+    const int shift = width > kDigitBits ? width - kDigitBits : 0;
+    const uint64_t left = found.left;
+    found = cluster.FindBin<kMass>(
+        slice,
+        [&](float value, int32_t id) {
+          const uint32_t key = key_of(value, id);
+          return key != kNoKey && low <= key && key <= high ? (int)((key - low) >> shift) : -1;
+        },
+        [&](uint64_t) { return left; });
+    low += (uint32_t)found.bin << shift;
+    high = min(high, low + ((1u << shift) - 1));
+    width = shift;
   }
-  uint64_t above = 0;
-  for (int id = threadIdx.x; id < vocab; id += kThreads) {
-    if (KeyOf(weigh.y[id]) > key) above += weigh(id);
+  return {high, found};
+}
+
+// Of the tokens with exactly this key, the id up to which `wanted` of `all` are kept.
+template <typename KeyOfToken>
+__device__ int32_t LastOfTies(SampleCluster& cluster, const Slice& slice, int vocab, uint32_t tie,
+                              uint64_t wanted, uint64_t all, KeyOfToken key_of) {
+  if (wanted == all) return kAnyId;
+  return (int32_t)Narrow<false>(cluster, slice, {0, wanted, all, all}, 0, vocab - 1,
+                                [&](float value, int32_t id) {
+                                  return key_of(value, id) == tie ? (uint32_t)id : kNoKey;
+                                })
+      .key;
+}
+
+// The token with which the weight of those within `cut`, counted from the most probable one down,
+// reaches wanted(weight of all of them); `cut` itself if that is 0.
+template <bool kMass, typename Wanted>
+__device__ Cut Tighten(SampleCluster& cluster, const Slice& slice, int vocab, Cut cut,
+                       Wanted wanted) {
+  const auto key_of = [&](float y, int32_t id) {
+    const uint32_t key = KeyOf(y);
+    return cut.Keeps(key, id) ? key : kNoKey;
+  };
+  const FoundBin bucket = cluster.FindBin<kMass>(
+      slice, [&](float y, int32_t id) { return cut.Keeps(KeyOf(y), id) ? BucketOf(y) : -1; },
+      wanted);
+  if (bucket.bin < 0) return cut;
+  const uint32_t high = bucket.bin == kSampleBins - 1 ? kKeyMax : FirstKeyOf(bucket.bin + 1) - 1;
+  const LastKey last =
+      Narrow<kMass>(cluster, slice, bucket, FirstKeyOf(bucket.bin), min(high, cut.key), key_of);
+  int32_t id = kAnyId;
+  if (!last.whole()) {
+    const uint64_t each = kMass ? MassOf(-__uint_as_float(last.key)) : 1;
+    id = LastOfTies(cluster, slice, vocab, last.key, (last.found.left + each - 1) / each,
+                    last.found.weight / each, key_of);
   }
-  const uint64_t left = wanted - BlockSum64(above);
-  int32_t at = 0;  // the lowest id such that ties up to it reach what is left
-  for (int bit = 30; bit >= 0; --bit) {
-    const int32_t candidate = at | (1 << bit);
-    uint64_t sum = 0;
-    for (int id = threadIdx.x; id < vocab && id < candidate; id += kThreads) {
-      if (KeyOf(weigh.y[id]) == key) sum += weigh(id);
-    }
-    if (BlockSum64(sum) < left) at = candidate;
-  }
-  return {FromKey(key), at};
+  return {last.key, last.key == cut.key ? min(id, cut.id) : id};
 }
 
 __device__ uint64_t MassToReach(float top_p, uint64_t total) {
@@ -127,155 +127,304 @@ __device__ uint64_t MassToReach(float top_p, uint64_t total) {
   return units < total ? units : total;
 }
 
-__device__ Cut CutOf(const SamplingRow& row, const float* y, int vocab) {
-  Cut cut{-FLT_MAX, INT32_MAX};
+__device__ Cut CutOf(SampleCluster& cluster, const SamplingRow& row, const Slice& slice,
+                     int vocab) {
+  Cut cut{kKeyMax, kAnyId};
   if (row.min_p > 0.0f) {
     const float least = portable::Log(row.min_p > 1e-37f ? row.min_p : 1e-37f);
-    cut.y = least < 0.0f ? least : 0.0f;
+    cut.key = least < 0.0f ? KeyOf(least) : 0;
   }
   if (row.top_k > 0 && row.top_k < vocab) {
-    const Weigh<false> count{y, cut};
-    uint64_t all = 0;
-    for (int id = threadIdx.x; id < vocab; id += kThreads) all += count(id);
-    if (BlockSum64(all) > (uint64_t)row.top_k) cut = FindCut(count, vocab, row.top_k);
+    const uint64_t top_k = row.top_k;
+    cut = Tighten<false>(cluster, slice, vocab, cut,
+                         [&](uint64_t total) { return total > top_k ? top_k : 0; });
   }
   if (row.top_p < 1.0f) {
-    const Weigh<true> mass{y, cut};
-    uint64_t all = 0;
-    for (int id = threadIdx.x; id < vocab; id += kThreads) all += mass(id);
-    all = BlockSum64(all);
-    cut = FindCut(mass, vocab, MassToReach(row.top_p, all));
+    cut = Tighten<true>(cluster, slice, vocab, cut,
+                        [&](uint64_t total) { return MassToReach(row.top_p, total); });
   }
   return cut;
 }
 
-// Fills values with the logits after bias, bans and penalties; returns the best of them.
-__device__ Best Prepare(const SampleArgs& args, const SamplingRow& row, const float* logits,
-                        float* values) {
-  for (int id = threadIdx.x; id < args.vocab; id += kThreads) values[id] = Clean(logits[id]);
-  __syncthreads();
+// Fills the slice with the logits; returns the best and how many are not finite.
+__device__ Exchange Load(SampleCluster& cluster, const SampleArgs& args, const float* logits,
+                         const Slice& slice) {
+  Exchange mine{{0, -1}, 0};
+  const auto take = [&](float raw, int i) {
+    const float value = Clean(raw);
+    mine.sum += !isfinite(raw);
+    const Best here{value, slice.begin + i};
+    if (Before(here, mine.best)) mine.best = here;
+    return value;
+  };
+  const float* from = logits + slice.begin;
+  int done = 0;
+  if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    constexpr int kEach = 4;  // vectors on their way at once
+    const int vectors = slice.count / 4;
+    for (int first = threadIdx.x; first < vectors; first += kSampleThreads * kEach) {
+      float4 v[kEach];
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int at = first + i * kSampleThreads;
+        if (at < vectors) v[i] = reinterpret_cast<const float4*>(from)[at];
+      }
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int at = first + i * kSampleThreads;
+        if (at >= vectors) continue;
+        reinterpret_cast<float4*>(slice.values)[at] = {
+            take(v[i].x, 4 * at), take(v[i].y, 4 * at + 1), take(v[i].z, 4 * at + 2),
+            take(v[i].w, 4 * at + 3)};
+      }
+    }
+    done = vectors * 4;
+  }
+  for (int i = done + threadIdx.x; i < slice.count; i += kSampleThreads) {
+    slice.values[i] = take(from[i], i);
+  }
+  for (int i = slice.count + threadIdx.x; i < (slice.count + 3) / 4 * 4; i += kSampleThreads) {
+    slice.values[i] = -CUDART_INF_F;
+  }
+  return cluster.Reduce(mine);
+}
+
+__device__ bool Penalized(const SamplingRow& row) {
+  return row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
+         row.frequency_penalty != 0.0f;
+}
+
+// Bias, bans and penalties; returns the best of what comes out.
+__device__ Best Modify(SampleCluster& cluster, const SampleArgs& args, const SamplingRow& row,
+                       const Slice& slice) {
   if (threadIdx.x == 0) {  // few, and an id may come twice
     for (int i = row.bias_begin; i < row.bias_end; ++i) {
-      values[args.bias_ids[i]] += args.bias_values[i];
-    }
-    for (int i = row.banned_begin; i < row.banned_end; ++i) {
-      values[args.banned_ids[i]] = -CUDART_INF_F;
+      const int at = args.bias_ids[i] - slice.begin;
+      if (0 <= at && at < slice.count) slice.values[at] += args.bias_values[i];
     }
   }
   __syncthreads();
-  const bool penalized = row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
-                         row.frequency_penalty != 0.0f;
-  Best best{0, -1};
-  for (int id = threadIdx.x; id < args.vocab; id += kThreads) {
-    float value = values[id];
+  for (int i = row.banned_begin + threadIdx.x; i < row.banned_end; i += kSampleThreads) {
+    const int at = args.banned_ids[i] - slice.begin;
+    if (0 <= at && at < slice.count) slice.values[at] = -CUDART_INF_F;
+  }
+  __syncthreads();
+  const bool penalized = Penalized(row);
+  const int32_t* counts = args.output_counts + row.slot * args.counts_stride + slice.begin;
+  const uint8_t* mask = args.prompt_mask + row.slot * args.mask_stride + slice.begin;
+  Exchange mine{{0, -1}, 0};
+#pragma unroll 4
+  for (int i = threadIdx.x; i < slice.count; i += kSampleThreads) {
+    float value = slice.values[i];
     if (penalized) {
-      const int32_t count = args.output_counts[row.slot * args.counts_stride + id];
-      const bool seen = count > 0 || args.prompt_mask[row.slot * args.mask_stride + id] != 0;
+      const int32_t count = counts[i];
+      const bool seen = count > 0 || mask[i] != 0;
       const float repeated =
           value > 0.0f ? value / row.repetition_penalty : value * row.repetition_penalty;
       value = (seen ? repeated : value) - row.frequency_penalty * (float)count -
               (count > 0 ? row.presence_penalty : 0.0f);
     }
     value = Clean(value);
-    values[id] = value;
-    if (Before({value, id}, best)) best = {value, id};
+    slice.values[i] = value;
+    const Best here{value, slice.begin + i};
+    if (Before(here, mine.best)) mine.best = here;
   }
-  return BlockBest(best);
+  return cluster.Reduce(mine).best;
 }
 
-__device__ int32_t Choose(const SampleArgs& args, const SamplingRow& row, const float* logits,
-                          float* values) {
-  const Best best = Prepare(args, row, logits, values);
-  if (best.value == -CUDART_INF_F) {  // the lowest id that is not banned, or 0
-    Best lowest{0, -1};
-    for (int id = threadIdx.x; id < args.vocab; id += kThreads) {
-      bool banned = false;
-      for (int i = row.banned_begin; i < row.banned_end; ++i) banned |= args.banned_ids[i] == id;
-      if (!banned && Before({0, id}, lowest)) lowest = {0, id};
-    }
-    lowest = BlockBest(lowest);
-    return lowest.id < 0 ? 0 : lowest.id;
+// The lowest id that is not banned, or 0.
+__device__ int32_t LowestAllowed(SampleCluster& cluster, const SampleArgs& args,
+                                 const SamplingRow& row) {
+  const int candidates = min(args.vocab, row.banned_end - row.banned_begin + 1);
+  Exchange mine{{0, -1}, 0};
+  for (int id = threadIdx.x; id < candidates; id += kSampleThreads) {
+    bool banned = false;
+    for (int i = row.banned_begin; i < row.banned_end; ++i) banned |= args.banned_ids[i] == id;
+    if (!banned && Before({0, id}, mine.best)) mine.best = {0, id};
   }
+  const Best lowest = cluster.Reduce(mine).best;
+  return lowest.id < 0 ? 0 : lowest.id;
+}
+
+// The largest over the warp, in order of the floats.
+__device__ float WarpMax(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  const uint32_t rising = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  const uint32_t max = __reduce_max_sync(~0u, rising);
+  return __uint_as_float(max & 0x80000000u ? max & 0x7fffffffu : ~max);
+}
+
+// The token with the largest y + noise among those that the cut keeps. A token's noise is worked
+// out only where a cheap upper bound of it reaches what the warp has found already.
+__device__ int32_t Draw(SampleCluster& cluster, const SamplingRow& row, const Slice& slice,
+                        Cut cut) {
+  Exchange mine{{0, -1}, 0};
+  float least = kGumbelMin;  // the most probable token has y = 0 and reaches that
+  const int rounds = (slice.count + 4 * kSampleThreads - 1) / (4 * kSampleThreads);
+  for (int round = 0; round < rounds; ++round) {
+    const int i = 4 * (round * kSampleThreads + (int)threadIdx.x);
+    const bool inside = i < slice.count;
+    float4 v = inside ? *reinterpret_cast<const float4*>(slice.values + i)
+                      : float4{-CUDART_INF_F, -CUDART_INF_F, -CUDART_INF_F, -CUDART_INF_F};
+    const int32_t first = slice.begin + i;
+    const float y[4] = {v.x, v.y, v.z, v.w};
+    const float largest = fmaxf(fmaxf(y[0], y[1]), fmaxf(y[2], y[3]));
+    if (!__any_sync(~0u, KeyOf(largest) <= cut.key && largest + kGumbelMax >= least)) continue;
+    const PhiloxBlock bits = TokenBits(row.seed, (uint32_t)row.position, (uint32_t)first / 4);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      // -log of v = (w / 2 + 1/2) / 2^31 is at least the noise of w.
+      const float v_of_bits = (float)(bits.word[j] >> 1) * 0x1p-31f + 0x1p-32f;
+      const bool likely =
+          cut.Keeps(KeyOf(y[j]), first + j) && y[j] + (kNoiseMargin - __logf(v_of_bits)) >= least;
+      if (!__any_sync(~0u, likely)) continue;
+      if (likely) {
+        const Best noisy{y[j] + GumbelOfBits(bits.word[j]), first + j};
+        if (Before(noisy, mine.best)) mine.best = noisy;
+      }
+      least = WarpMax(mine.best.id < 0 ? least : fmaxf(mine.best.value, least));
+    }
+  }
+  return cluster.Reduce(mine).best.id;
+}
+
+__device__ int32_t Choose(SampleCluster& cluster, const SampleArgs& args, const SamplingRow& row,
+                          const Slice& slice, Best best) {
+  if (best.value == -CUDART_INF_F) return LowestAllowed(cluster, args, row);
   if (!(row.temperature > 0.0f)) return best.id;
-  for (int id = threadIdx.x; id < args.vocab; id += kThreads) {
-    values[id] = (values[id] - best.value) / row.temperature;
+  for (int i = threadIdx.x; i < (slice.count + 3) / 4 * 4; i += kSampleThreads) {
+    slice.values[i] = (slice.values[i] - best.value) / row.temperature;
   }
   __syncthreads();
-  const Cut cut = CutOf(row, values, args.vocab);
-  Best chosen{0, -1};
-  for (int id = threadIdx.x; id < args.vocab; id += kThreads) {
-    if (!cut.Keeps(values[id], id)) continue;
-    const Best noisy{values[id] + GumbelNoise(row.seed, (uint32_t)row.position, (uint32_t)id), id};
-    if (Before(noisy, chosen)) chosen = noisy;
-  }
-  return BlockBest(chosen).id;
+  const Cut cut = CutOf(cluster, row, slice, args.vocab);
+  return Draw(cluster, row, slice, cut);
 }
 
-// log_softmax of the raw logits: of the token, and of the most probable ones.
-__device__ void WriteLogprobs(const SampleArgs& args, const SamplingRow& row, const float* logits,
-                              int32_t token) {
-  int32_t* top_ids = args.top_ids + blockIdx.x * args.top_ids_stride;
-  float* top_logprobs = args.top_logprobs + blockIdx.x * args.top_logprobs_stride;
-  Best best{0, -1};
-  for (int id = threadIdx.x; id < args.vocab; id += kThreads) {
-    const Best here{Clean(logits[id]), id};
-    if (Before(here, best)) best = here;
-  }
-  best = BlockBest(best);
-  const float max = best.value;
-  if (max == -CUDART_INF_F) {  // no distribution: the lowest ids at minus infinity
-    for (int i = threadIdx.x; i < row.num_logprobs; i += kThreads) {
-      top_ids[i] = i;
-      top_logprobs[i] = -CUDART_INF_F;
+// The `wanted` most probable tokens of the logits in the slice, in rounds of what a list holds.
+__device__ void WriteTop(SampleCluster& cluster, const SampleArgs& args, const Slice& slice,
+                         float max, float log_sum, int wanted) {
+  const int64_t row = blockIdx.x / cluster.blocks();
+  int32_t* top_ids = args.top_ids + row * args.top_ids_stride;
+  float* top_logprobs = args.top_logprobs + row * args.top_logprobs_stride;
+  ClusterMemory* first = cluster.OfBlock(cluster.memory(), 0);
+  Best written{0, -1};  // the last one
+  for (int done = 0; done < wanted; done += kSampleListMax) {
+    const int size = min(kSampleListMax, wanted - done);
+    const auto key_of = [&](float value, int32_t id) {
+      const bool left = id < args.vocab && (written.id < 0 || Before(written, {value, id}));
+      return left ? FallingKey(value) : kNoKey;
+    };
+    const FoundBin bucket = cluster.FindBin<false>(
+        slice,
+        [&](float value, int32_t id) {
+          return key_of(value, id) == kNoKey ? -1 : BucketOf(value - max);
+        },
+        [&](uint64_t) { return (uint64_t)size; });
+    const auto key_in_bucket = [&](float value, int32_t id) {
+      return BucketOf(value - max) == bucket.bin ? key_of(value, id) : kNoKey;
+    };
+    const LastKey last = Narrow<false>(cluster, slice, bucket, 0, kNoKey - 1, key_in_bucket);
+    const Cut cut{last.key, LastOfTies(cluster, slice, args.vocab, last.key, last.found.left,
+                                       last.found.weight, key_in_bucket)};
+
+    // Into the first block's list in any order; then each takes its place.
+    if (threadIdx.x == 0) cluster.memory()->listed = 0;
+    cluster.Sync();
+    ForEachToken(slice, [&](float value, int32_t id) {
+      const uint32_t key = key_of(value, id);
+      if (key == kNoKey) return;
+      const int own = BucketOf(value - max);
+      if (own > bucket.bin || (own == bucket.bin && !cut.Keeps(key, id))) return;
+      first->list[atomicAdd(&first->listed, 1)] = {value, id};
+    });
+    cluster.Sync();
+    if (cluster.rank() == 0) {
+      for (int i = threadIdx.x; i < size; i += kSampleThreads) {
+        const Best own = first->list[i];
+        int place = 0;
+        for (int j = 0; j < size; ++j) place += Before(first->list[j], own);
+        top_ids[done + place] = own.id;
+        top_logprobs[done + place] = (own.value - max) - log_sum;
+        if (place == size - 1) first->last_listed = own;
+      }
     }
-    if (threadIdx.x == 0) args.logprobs[blockIdx.x] = -CUDART_INF_F;
+    cluster.Sync();
+    written = first->last_listed;
+  }
+}
+
+// log_softmax of the raw logits, the best of which is `best`: of the token, and of the most
+// probable ones.
+__device__ void WriteLogprobs(SampleCluster& cluster, const SampleArgs& args,
+                              const SamplingRow& row, const float* logits, const Slice& slice,
+                              Best best, int32_t token) {
+  const int64_t index = blockIdx.x / cluster.blocks();
+  const int wanted = min(row.num_logprobs, args.vocab);
+  if (best.value == -CUDART_INF_F) {  // no distribution: the lowest ids at minus infinity
+    if (cluster.rank() > 0) return;
+    for (int i = threadIdx.x; i < wanted; i += kSampleThreads) {
+      args.top_ids[index * args.top_ids_stride + i] = i;
+      args.top_logprobs[index * args.top_logprobs_stride + i] = -CUDART_INF_F;
+    }
+    if (threadIdx.x == 0) args.logprobs[index] = -CUDART_INF_F;
     return;
   }
-  uint64_t mass = 0;
-  for (int id = threadIdx.x; id < args.vocab; id += kThreads)
-    mass += MassOf(Clean(logits[id]) - max);
-  const float log_sum = portable::Log((float)BlockSum64(mass) * (1.0f / kMassUnit));
-  if (threadIdx.x == 0) args.logprobs[blockIdx.x] = (Clean(logits[token]) - max) - log_sum;
-  const int wanted = row.num_logprobs < args.vocab ? row.num_logprobs : args.vocab;
-  for (int i = 0; i < wanted; ++i) {
-    if (threadIdx.x == 0) {
-      top_ids[i] = best.id;
-      top_logprobs[i] = (best.value - max) - log_sum;
-    }
-    Best next{0, -1};
-    for (int id = threadIdx.x; id < args.vocab; id += kThreads) {
-      const Best here{Clean(logits[id]), id};
-      if (Before(best, here) && Before(here, next)) next = here;
-    }
-    best = BlockBest(next);
+  Load(cluster, args, logits, slice);
+  Exchange mine{{0, -1}, 0};
+  ForEachToken(slice, [&](float value, int32_t) { mine.sum += MassOf(value - best.value); });
+  const uint64_t mass = cluster.Reduce(mine).sum;
+  const float log_sum = portable::Log((float)mass * (1.0f / kSampleMassUnit));
+  if (cluster.rank() == 0 && threadIdx.x == 0) {
+    args.logprobs[index] = (Clean(logits[token]) - best.value) - log_sum;
   }
+  if (wanted > 0) WriteTop(cluster, args, slice, best.value, log_sum, wanted);
 }
 
-__global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs args) {
-  const SamplingRow row = static_cast<const SamplingRow*>(args.rows)[blockIdx.x];
-  const float* logits = args.logits + blockIdx.x * args.logits_stride;
-  float* values = args.values + (int64_t)blockIdx.x * args.vocab;
-  if (args.not_finite != nullptr) {
-    uint64_t odd = 0;
-    for (int id = threadIdx.x; id < args.vocab; id += kThreads) odd += !isfinite(logits[id]);
-    odd = BlockSum64(odd);
-    if (threadIdx.x == 0) args.not_finite[blockIdx.x] = odd > 0;
+// Tokens of a slice, of so many; a multiple of four.
+__host__ __device__ inline int SliceTokens(int vocab, int blocks) {
+  return ((vocab + blocks - 1) / blocks + 3) / 4 * 4;
+}
+
+__global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(SampleArgs args) {
+  extern __shared__ __align__(16) float values[];
+  __shared__ ClusterMemory memory;
+  SampleCluster cluster(&memory);
+  const int64_t index = blockIdx.x / cluster.blocks();
+  const int tokens = SliceTokens(args.vocab, cluster.blocks());
+  const int begin = cluster.rank() * tokens;
+  const Slice slice{values, begin, max(0, min(tokens, args.vocab - begin))};
+  const float* logits = args.logits + index * args.logits_stride;
+
+  StartAfterEarlier();
+  const SamplingRow row = static_cast<const SamplingRow*>(args.rows)[index];
+  const Exchange raw = Load(cluster, args, logits, slice);
+  Best best = raw.best;
+  if (row.bias_begin < row.bias_end || row.banned_begin < row.banned_end || Penalized(row)) {
+    best = Modify(cluster, args, row, slice);
   }
-  const int32_t token = Choose(args, row, logits, values);
-  if (row.num_logprobs >= 0) WriteLogprobs(args, row, logits, token);
-  if (threadIdx.x == 0) {
-    args.tokens[blockIdx.x] = token;
+  const int32_t token = Choose(cluster, args, row, slice, best);
+  if (row.num_logprobs >= 0) WriteLogprobs(cluster, args, row, logits, slice, raw.best, token);
+  if (cluster.rank() == 0 && threadIdx.x == 0) {
+    if (args.not_finite != nullptr) args.not_finite[index] = raw.sum > 0;
+    args.tokens[index] = token;
     args.tokens_by_slot[row.slot] = token;
     if (row.counts_tokens) ++args.output_counts[row.slot * args.counts_stride + token];
   }
+  cluster.Sync();  // others may still read this block's memory
 }
 
 }  // namespace
 
 cudaError_t LaunchSample(const SampleArgs& args, cudaStream_t stream) {
   if (args.count == 0) return cudaSuccess;
-  SampleKernel<<<args.count, kThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  int blocks = 1;
+  while (blocks < kClusterMax && SliceTokens(args.vocab, blocks) > kSliceWanted) blocks *= 2;
+  const size_t bytes = SliceTokens(args.vocab, blocks) * sizeof(float);
+  const cudaError_t error =
+      cudaFuncSetAttribute(SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+  if (error != cudaSuccess) return error;
+  return LaunchEarly(SampleKernel, {dim3(args.count * blocks), kSampleThreads, bytes, blocks},
+                     stream, args);
 }
 
 }  // namespace sluice::cuda

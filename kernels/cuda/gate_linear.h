@@ -1,0 +1,24 @@
+// The router's product in f32 quality on the tensor cores: few columns, a long sum.
+//   out[m, n] = x[m, :] . w[n, :]
+// Design: kernels/docs/small_kernels.md.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+namespace sluice::cuda {
+
+struct GateLinearArgs {
+  const float* x;  // 16-byte aligned, as are all rows here
+  int64_t x_stride;
+  const void* w;
+  int64_t w_stride;
+  bool w_bf16;  // else f32
+  float* out;
+  int64_t out_stride;
+  int32_t m, n, k;  // k a multiple of 8, at most kGateLinearColumnsMax
+};
+constexpr int kGateLinearColumnsMax = 9216;
+cudaError_t LaunchGateLinear(const GateLinearArgs& args, cudaStream_t stream);
+
+}  // namespace sluice::cuda
