@@ -41,6 +41,10 @@ struct EngineOptions {
   // Absorbed attention for prompts too. Needed where results must not depend on how a prompt was
   // cut; otherwise chunks of kPromptChunkMin tokens and more use the unabsorbed form.
   bool absorb_prompts = true;
+  // For measuring one rank of many by itself: choice k of token t goes to the expert in slot
+  // (t * top_k + k) % slots of the rank, whatever the gate chose, so that each slot has its even
+  // share.
+  bool even_experts = false;
 };
 
 inline constexpr int64_t kPromptChunkMin = 32;

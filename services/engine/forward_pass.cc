@@ -50,7 +50,7 @@ ForwardPass::ForwardPass(const model::ModelConfig& config,
 absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(
     const model::ModelConfig& config, std::shared_ptr<const model::ModelWeights> weights,
     Backend* backend, const ForwardLimits& limits) {
-  if (!backend->reads_host_memory()) {
+  if (!backend->reads_host_memory() && !weights->on_device) {
     SLUICE_ASSIGN_OR_RETURN(weights, CopyWeightsToDevice(*weights, backend));
   }
   std::unique_ptr<ForwardPass> pass(new ForwardPass(config, std::move(weights), backend, limits));
@@ -136,9 +136,31 @@ absl::Status ForwardPass::AllocateMemory() {
     SLUICE_ASSIGN_OR_RETURN(expert_load_, workspace_.Tensor("expert load", DType::kI64,
                                                             {config_.num_hidden_layers, experts}));
   }
+  if (limits_.even_experts) SLUICE_RETURN_IF_ERROR(SpreadEvenly());
   SLUICE_ASSIGN_OR_RETURN(sample_hidden_, f32("sampled rows", {samples, hidden}));
   SLUICE_ASSIGN_OR_RETURN(sample_q_, f32("queries of sampled rows", {samples, q_width}));
   SLUICE_ASSIGN_OR_RETURN(logits_, f32("logits", {samples, config_.vocab_size}));
+  return backend_->Sync(StreamId{});
+}
+
+absl::Status ForwardPass::SpreadEvenly() {
+  const auto moe = std::find_if(weights_->layers.begin(), weights_->layers.end(),
+                                [](const auto& layer) { return layer.moe.has_value(); });
+  if (moe == weights_->layers.end()) return absl::OkStatus();
+  std::vector<int32_t> expert_of_slot(moe->moe->experts.size());
+  for (size_t expert = 0; expert < moe->moe->slot_of_expert.size(); ++expert) {
+    const int32_t slot = moe->moe->slot_of_expert[expert];
+    if (slot >= 0) expert_of_slot[slot] = static_cast<int32_t>(expert);
+  }
+  std::vector<int32_t> ids(limits_.tokens_max * config_.num_experts_per_tok);
+  for (size_t pair = 0; pair < ids.size(); ++pair) {
+    ids[pair] = expert_of_slot[pair % expert_of_slot.size()];
+  }
+  SLUICE_ASSIGN_OR_RETURN(even_ids_,
+                          workspace_.Tensor("even choices", DType::kI32,
+                                            {limits_.tokens_max, config_.num_experts_per_tok}));
+  SLUICE_RETURN_IF_ERROR(
+      backend_->CopyToDevice(even_ids_.data, ids.data(), ids.size() * sizeof(int32_t), StreamId{}));
   return backend_->Sync(StreamId{});
 }
 
@@ -367,12 +389,13 @@ absl::Status ForwardPass::MixtureOfExperts(int64_t index, const ForwardBatch& ba
     tap->OnExperts(index, ids, weights);
   }
 
+  const TensorView placed = limits_.even_experts ? even_ids_.Prefix(rows.count) : ids;
   const int64_t slots = static_cast<int64_t>(views.gates.size());
   const TensorView offsets = expert_offsets_.Prefix(slots + 1);
   const TensorView pairs = pair_hidden_.Prefix(rows.count * config_.num_experts_per_tok);
   const TensorView inner = pair_mlp_.Prefix(rows.count * config_.num_experts_per_tok);
   SLUICE_RETURN_IF_ERROR(backend_->moe().Permute({.x = x,
-                                                  .expert_ids = ids,
+                                                  .expert_ids = placed,
                                                   .slot_of_expert = views.slot_of_expert,
                                                   .offsets = offsets,
                                                   .pair_rows = pair_rows,

@@ -32,6 +32,7 @@ struct ForwardLimits {
   int64_t positions_max = 0;  // of one sequence
   int64_t num_pages = 0;
   DType kv_dtype = DType::kF32;  // kF32 or kBF16
+  bool even_experts = false;     // see EngineOptions
 };
 
 // A step's tokens. Tensors lie on the device; counts are known to the host.
@@ -109,6 +110,7 @@ class ForwardPass {
               Backend* backend, const ForwardLimits& limits);
   absl::Status AllocateMemory();
   absl::Status AllocateKvCache();
+  absl::Status SpreadEvenly();
 
   absl::Status ProjectQueries(const model::LayerWeights& layer, int64_t count, StreamId stream);
   absl::Status Attend(int64_t index, const ForwardBatch& batch, bool samples_only, Rows* rows,
@@ -136,7 +138,7 @@ class ForwardPass {
   TensorView expert_load_;
   // Activations, by their first dimension: tokens_max, samples_max, tokens_max * top_k.
   TensorView hidden_, normed_, q_latent_, q_, kv_latent_, attended_, mlp_, shared_;
-  TensorView gate_logits_, expert_ids_, expert_weights_, pair_rows_, expert_offsets_;
+  TensorView gate_logits_, expert_ids_, expert_weights_, pair_rows_, expert_offsets_, even_ids_;
   TensorView pair_hidden_, pair_mlp_;
   TensorView sample_hidden_, sample_q_, logits_;
 };

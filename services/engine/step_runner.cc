@@ -37,7 +37,8 @@ absl::StatusOr<std::unique_ptr<StepRunner>> StepRunner::Create(
                                                .samples_max = options.slots_max,
                                                .positions_max = options.positions_max,
                                                .num_pages = options.kv_pages,
-                                               .kv_dtype = options.kv_dtype}));
+                                               .kv_dtype = options.kv_dtype,
+                                               .even_experts = options.even_experts}));
   SLUICE_RETURN_IF_ERROR(runner->AllocateMemory());
   if (backend->records()) {
     SLUICE_RETURN_IF_ERROR(runner->WarmUp());
@@ -69,10 +70,13 @@ absl::StatusOr<std::unique_ptr<StepBuffers>> StepRunner::MakeBuffers() const {
 absl::Status StepRunner::WarmUp() {
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<StepBuffers> step, MakeBuffers());
   const int64_t slots = options_.slots_max;
-  step->FillWithPadding({slots, slots, slots});
-  SLUICE_RETURN_IF_ERROR(step->CopyInputs(backend_, input_block_, kStream));
-  SLUICE_RETURN_IF_ERROR(Compute(*step, {}));
-  SLUICE_RETURN_IF_ERROR(backend_->Sync(kStream));
+  // Every size for real: fewer tokens may take other kernels, with scratch memory of their own.
+  for (const int64_t bucket : DecodeBuckets(slots)) {
+    step->FillWithPadding({bucket, bucket, bucket});
+    SLUICE_RETURN_IF_ERROR(step->CopyInputs(backend_, input_block_, kStream));
+    SLUICE_RETURN_IF_ERROR(Compute(*step, {}));
+    SLUICE_RETURN_IF_ERROR(backend_->Sync(kStream));
+  }
 
   // Sequences as long as may be, until the step has no room for more tokens.
   const int64_t tokens = options_.step_tokens_max;
@@ -97,7 +101,6 @@ absl::Status StepRunner::RecordDecodeSteps() {
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<StepBuffers> step, MakeBuffers());
   for (const int64_t bucket : DecodeBuckets(options_.slots_max)) {
     step->FillWithPadding({bucket, bucket, bucket});
-    step->is_decode = true;
     SLUICE_ASSIGN_OR_RETURN(decode_steps_[bucket],
                             backend_->Record([&] { return Compute(*step, {}); }, kStream));
   }

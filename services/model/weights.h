@@ -64,6 +64,7 @@ struct ModelWeights {
   WeightView head;        // [vocab, hidden]
   std::optional<MtpWeights> mtp;
   int64_t bytes = 0;                                // of all tensors this rank uses
+  bool on_device = false;  // the views point into memory of the backend that will compute
   std::vector<std::shared_ptr<const void>> owners;  // mappings and buffers the views point into
 };
 

@@ -35,17 +35,6 @@ DeviceMemory Filled(Fill fill, int64_t count, int64_t element_bytes, float a, fl
   return memory;
 }
 
-// Of the SMs, just after what was queued before.
-double ClockMhz(cudaStream_t stream) {
-  int64_t counted[2];
-  const DeviceMemory device = Zeros(sizeof(counted));
-  int64_t* const out = static_cast<int64_t*>(device.get());
-  Check(LaunchCountClock(out, out + 1, stream));
-  Check(cudaStreamSynchronize(stream));
-  Check(cudaMemcpy(counted, out, sizeof(counted), cudaMemcpyDeviceToHost));
-  return 1e3 * static_cast<double>(counted[0]) / static_cast<double>(counted[1]);
-}
-
 }  // namespace
 
 void Check(const absl::Status& status) {
@@ -78,10 +67,24 @@ DeviceMemory Zeros(int64_t bytes) {
   Check(cudaDeviceSynchronize());
   return memory;
 }
+void FillBf16(void* memory, int64_t count, float stddev, uint64_t seed) {
+  Check(LaunchFill(Fill::kNormalBf16, memory, count, 0, stddev, seed, nullptr));
+  Check(cudaDeviceSynchronize());
+}
 DeviceMemory Upload(const void* host, int64_t bytes) {
   DeviceMemory memory = Allocate(bytes);
   Check(cudaMemcpy(memory.get(), host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice));
   return memory;
+}
+
+double ClockMhz(cudaStream_t stream) {
+  int64_t counted[2];
+  const DeviceMemory device = Zeros(sizeof(counted));
+  int64_t* const out = static_cast<int64_t*>(device.get());
+  Check(LaunchCountClock(out, out + 1, stream));
+  Check(cudaStreamSynchronize(stream));
+  Check(cudaMemcpy(counted, out, sizeof(counted), cudaMemcpyDeviceToHost));
+  return 1e3 * static_cast<double>(counted[0]) / static_cast<double>(counted[1]);
 }
 
 int CopiesBeyondL2(double bytes) {
@@ -95,7 +98,7 @@ std::unique_ptr<Backend> MakeBackend(Numerics numerics) {
   return *std::move(backend);
 }
 
-CudaBench::CudaBench(int argc, char** argv) : filter_(argc > 1 ? argv[1] : "") {
+void PrintHeading(int argc, char** argv) {
   int device = 0, driver = 0, runtime = 0, sm_khz = 0, memory_khz = 0;
   cudaDeviceProp properties;
   Check(cudaGetDevice(&device));
@@ -110,7 +113,12 @@ CudaBench::CudaBench(int argc, char** argv) : filter_(argc > 1 ? argv[1] : "") {
       driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
   std::printf("# commit %s, SM clock now %.0f MHz, command:", kBuildCommit, ClockMhz(nullptr));
   for (int i = 0; i < argc; ++i) std::printf(" %s", argv[i]);
-  std::printf("\n# bounds: %.2f TB/s, %.0f (FP8) and %.0f (bf16) TFLOPS\n", kHbmBytes / 1e12,
+  std::printf("\n");
+}
+
+CudaBench::CudaBench(int argc, char** argv) : filter_(argc > 1 ? argv[1] : "") {
+  PrintHeading(argc, argv);
+  std::printf("# bounds: %.2f TB/s, %.0f (FP8) and %.0f (bf16) TFLOPS\n", kHbmBytes / 1e12,
               kFp8Flops / 1e12, kBf16Flops / 1e12);
   std::printf("%-22s %-30s %9s %7s %7s %9s %6s %5s  %s\n", "case", "shape", "us", "TFLOPS", "GB/s",
               "bound us", "share", "MHz", "peer");

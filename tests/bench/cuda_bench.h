@@ -51,6 +51,8 @@ DeviceMemory RandomF8(int64_t count, float stddev, uint64_t seed);  // e4m3
 DeviceMemory UniformF32(int64_t count, float low, float high, uint64_t seed);
 // Zeros, for what is written.
 DeviceMemory Zeros(int64_t bytes);
+// Fills memory that is there already.
+void FillBf16(void* memory, int64_t count, float stddev, uint64_t seed);
 // A copy of host memory.
 DeviceMemory Upload(const void* host, int64_t bytes);
 template <typename T>
@@ -61,6 +63,11 @@ DeviceMemory Upload(const std::vector<T>& host) {
 // How many copies of a buffer of `bytes` to go through in turn so that none of it is still in L2
 // (60 MB) when its turn comes again; at most 64.
 int CopiesBeyondL2(double bytes);
+
+// Prints the GPU, the commit and the command.
+void PrintHeading(int argc, char** argv);
+// The SM clock just after what was queued on the stream before.
+double ClockMhz(cudaStream_t stream);
 
 std::unique_ptr<Backend> MakeBackend(Numerics numerics = Numerics::kFast);
 
