@@ -10,6 +10,7 @@
 
 #include "kernels/ops/attention.h"
 #include "services/engine/step_tap.h"
+#include "tests/conformance/device.h"
 
 namespace sluice::conformance {
 namespace {
@@ -34,18 +35,9 @@ TestModel LoadModel(const std::string& dir, const model::LoadOptions& options) {
   return model;
 }
 
-template <typename T>
-std::vector<T> Elements(const TensorView& view) {
-  std::vector<T> out;
-  for (int64_t row = 0; row < view.rows(); ++row) {
-    out.insert(out.end(), view.Row<T>(row), view.Row<T>(row) + view.row_elements());
-  }
-  return out;
-}
-
 class Recorder : public engine::StepTap {
  public:
-  explicit Recorder(StepRecord* record) : record_(record) {}
+  Recorder(Backend* backend, StepRecord* record) : backend_(backend), record_(record) {}
 
   void OnHidden(int64_t layer, const TensorView& hidden) override {
     if (layer >= 0) record_->hidden.push_back(Elements<float>(hidden));
@@ -56,6 +48,18 @@ class Recorder : public engine::StepTap {
   void OnLogits(const TensorView& logits) override { record_->logits = Elements<float>(logits); }
 
  private:
+  template <typename T>
+  std::vector<T> Elements(const TensorView& view) {
+    std::vector<T> out(view.rows() * view.row_elements());
+    for (int64_t row = 0; row < view.rows(); ++row) {
+      DieUnlessOk(backend_->CopyToHost(out.data() + row * view.row_elements(), view.Row<T>(row),
+                                       view.row_elements() * sizeof(T), {}));
+    }
+    DieUnlessOk(backend_->Sync({}));
+    return out;
+  }
+
+  Backend* const backend_;
   StepRecord* const record_;
 };
 
@@ -71,13 +75,13 @@ TestModel MakeGoldenModel(const std::string& name, uint64_t seed) {
 TestModel LoadTestModel(const std::string& dir) { return LoadModel(dir, model::LoadOptions()); }
 
 Harness::Harness(const TestModel& model, const HarnessOptions& options)
-    : backend_(Must(MakeCpuBackend(options.backend_options))),
+    : backend_(Must(MakeTestBackend(options.backend_options))),
       engine_(Must(engine::Engine::Create(model.config, model.weights, backend_.get(),
                                           options.engine_options))) {}
 
 StepRecord Harness::Step(const std::vector<Piece>& pieces) {
   StepRecord record;
-  Recorder recorder(&record);
+  Recorder recorder(backend_.get(), &record);
   engine_->SetTap(&recorder);
   record.sampled = Run(pieces);
   engine_->SetTap(nullptr);

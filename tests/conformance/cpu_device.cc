@@ -1,0 +1,9 @@
+#include "tests/conformance/device.h"
+
+namespace sluice::conformance {
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(const CpuBackendOptions& options) {
+  return MakeCpuBackend(options);
+}
+
+}  // namespace sluice::conformance
