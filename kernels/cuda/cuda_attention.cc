@@ -4,6 +4,7 @@
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/mla_decode.h"
+#include "kernels/cuda/mla_prompt.h"
 #include "kernels/cuda/weight_tables.h"
 #include "kernels/ops/checks.h"
 
@@ -26,7 +27,8 @@ absl::Status CheckFits(const cuda::MlaShape& shape) {
 
 class CudaAttentionOps final : public AttentionOps {
  public:
-  explicit CudaAttentionOps(const CudaContext& context) : context_(context), decode_(context) {}
+  explicit CudaAttentionOps(const CudaContext& context)
+      : context_(context), decode_(context), prompt_(context) {}
 
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaCacheWrite(params));
@@ -58,9 +60,12 @@ class CudaAttentionOps final : public AttentionOps {
     return Attend(args, params.kv_b, params.cache, params.page_table.dims[1]);
   }
 
-  // In absorbed form too: the same numbers.
+  // In absorbed form where there is no kernel for prompts: the same numbers.
   absl::Status MlaPrompt(const MlaPromptParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaPrompt(params));
+    if (context_.numerics == Numerics::kFast && sluice::MlaPrompt::Takes(params)) {
+      return prompt_.Run(params);
+    }
     for (const PromptChunk& chunk : params.chunks) {
       cuda::AbsorbedArgs args =
           Args(params.dims, params.q.Slice(chunk.token_begin, chunk.num_tokens), params.kv_b,
@@ -105,6 +110,7 @@ class CudaAttentionOps final : public AttentionOps {
 
   const CudaContext& context_;
   MlaDecode decode_;
+  sluice::MlaPrompt prompt_;
 };
 
 }  // namespace
