@@ -29,20 +29,7 @@ class CudaLinearOps final : public LinearOps {
         return bf16_.Run(params.x, params.w, params.out, params.accumulate);
       }
     }
-    if (params.precision == Precision::kF32 && OnGateLinear(params)) {
-      return CudaStatus(cuda::LaunchGateLinear({.x = params.x.As<float>(),
-                                                .x_stride = params.x.row_stride,
-                                                .w = params.w.data,
-                                                .w_stride = params.w.row_stride,
-                                                .w_bf16 = params.w.dtype == DType::kBF16,
-                                                .out = params.out.As<float>(),
-                                                .out_stride = params.out.row_stride,
-                                                .m = static_cast<int32_t>(params.x.rows()),
-                                                .n = static_cast<int32_t>(params.w.rows),
-                                                .k = static_cast<int32_t>(params.w.cols)},
-                                               context_.stream),
-                        "the router's product");
-    }
+    if (params.precision == Precision::kF32 && OnGateLinear(params)) return GateLinear(params);
     cuda::LinearArgs args = Args(params.x, params.w, params.out);
     args.single = ToWeight(params.w);
     args.accumulate = params.accumulate;
@@ -122,13 +109,36 @@ class CudaLinearOps final : public LinearOps {
     return Launch(args);
   }
 
+  absl::Status GateLinear(const LinearParams& params) {
+    const int64_t scratch = cuda::GateLinearScratch(params.w.rows, params.w.cols);
+    if (scratch > gate_scratch_size_) {
+      SLUICE_RETURN_IF_ERROR(
+          CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
+      SLUICE_ASSIGN_OR_RETURN(gate_scratch_,
+                              AllocateCuda(static_cast<size_t>(scratch) * sizeof(float)));
+      gate_scratch_size_ = scratch;
+    }
+    return CudaStatus(cuda::LaunchGateLinear({.x = params.x.As<float>(),
+                                              .x_stride = params.x.row_stride,
+                                              .w = params.w.data,
+                                              .w_stride = params.w.row_stride,
+                                              .w_bf16 = params.w.dtype == DType::kBF16,
+                                              .out = params.out.As<float>(),
+                                              .out_stride = params.out.row_stride,
+                                              .m = static_cast<int32_t>(params.x.rows()),
+                                              .n = static_cast<int32_t>(params.w.rows),
+                                              .k = static_cast<int32_t>(params.w.cols),
+                                              .partial = static_cast<float*>(gate_scratch_.get())},
+                                             context_.stream),
+                      "the router's product");
+  }
+
   static bool OnGateLinear(const LinearParams& params) {
     const auto aligned = [](const void* data, int64_t stride, int64_t bytes) {
       return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * bytes % 16 == 0;
     };
     const bool known = params.w.dtype == DType::kBF16 || params.w.dtype == DType::kF32;
     return known && !params.accumulate && params.w.cols % 8 == 0 &&
-           params.w.cols <= cuda::kGateLinearColumnsMax &&
            aligned(params.x.data, params.x.row_stride, 4) &&
            aligned(params.w.data, params.w.row_stride, DTypeBytes(params.w.dtype));
   }
@@ -146,6 +156,8 @@ class CudaLinearOps final : public LinearOps {
   WeightTables<cuda::Weight> tables_;
   Fp8Linear fp8_;
   Bf16Linear bf16_;
+  CudaMemory gate_scratch_;  // as large as the widest product needs, from its first call on
+  int64_t gate_scratch_size_ = 0;
 };
 
 }  // namespace

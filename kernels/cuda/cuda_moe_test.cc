@@ -18,14 +18,18 @@ TEST_F(CudaMoeTest, GateIsTheCpusBitForBit) {
     GroupScore group_score;
     int groups, kept;
     bool bias, normalize;
-  } cases[] = {{"v3", 256, 8, GateScoring::kSigmoid, GroupScore::kTop2Sum, 8, 4, true, true},
-               {"tiny", 32, 4, GateScoring::kSigmoid, GroupScore::kTop2Sum, 8, 4, true, true},
-               {"v2-lite", 64, 6, GateScoring::kSoftmax, GroupScore::kNone, 1, 1, false, false},
-               {"v2", 160, 6, GateScoring::kSoftmax, GroupScore::kMax, 8, 3, false, false},
-               {"all", 7, 7, GateScoring::kSigmoid, GroupScore::kNone, 1, 1, true, true},
-               {"kimi", 384, 8, GateScoring::kSigmoid, GroupScore::kTop2Sum, 1, 1, true, true}};
+  } cases[] = {
+      {"v3", 256, 8, GateScoring::kSigmoid, GroupScore::kTop2Sum, 8, 4, true, true},
+      {"v3, no bias", 256, 8, GateScoring::kSigmoid, GroupScore::kTop2Sum, 8, 1, false, true},
+      {"v3, all groups", 256, 32, GateScoring::kSigmoid, GroupScore::kTop2Sum, 8, 8, true, false},
+      {"v3, many", 256, 33, GateScoring::kSigmoid, GroupScore::kTop2Sum, 8, 4, true, true},
+      {"tiny", 32, 4, GateScoring::kSigmoid, GroupScore::kTop2Sum, 8, 4, true, true},
+      {"v2-lite", 64, 6, GateScoring::kSoftmax, GroupScore::kNone, 1, 1, false, false},
+      {"v2", 160, 6, GateScoring::kSoftmax, GroupScore::kMax, 8, 3, false, false},
+      {"all", 7, 7, GateScoring::kSigmoid, GroupScore::kNone, 1, 1, true, true},
+      {"kimi", 384, 8, GateScoring::kSigmoid, GroupScore::kTop2Sum, 1, 1, true, true}};
   for (const auto& c : cases) {
-    for (const int64_t tokens : {0, 1, 200}) {
+    for (const int64_t tokens : {0, 1, 200, 1025}) {
       SCOPED_TRACE(testing::Message() << c.name << ", " << tokens << " tokens");
       OwnedTensor logits = Random({tokens, c.experts}, 2.0f);
       if (tokens > 100) {  // ties, and what is no number
@@ -69,10 +73,19 @@ TEST_F(CudaMoeTest, GateIsTheCpusBitForBit) {
   }
 }
 
+// Rows in vectors and one by one; pairs sorted at once (up to 4,096, top 32) and in chunks of
+// 1,024.
 TEST_F(CudaMoeTest, PermuteAndCombine) {
-  for (const int64_t tokens : {0, 1, 33, 500}) {
-    const int64_t experts = 40, slots = 30, top_k = 5, hidden = 300;
-    SCOPED_TRACE(tokens);
+  const struct {
+    int64_t tokens, experts, slots, top_k, hidden;
+  } cases[] = {{0, 40, 30, 5, 300},    {1, 40, 30, 5, 300},    {33, 40, 30, 5, 301},
+               {500, 40, 30, 5, 300},  {128, 256, 256, 8, 64}, {512, 256, 9, 8, 36},
+               {513, 256, 256, 8, 5},  {0, 40, 0, 5, 8},       {20, 40, 0, 5, 8},
+               {2000, 40, 0, 5, 8},    {60, 40, 40, 33, 16},   {1024, 3, 1, 1, 7},
+               {4097, 300, 290, 1, 8}, {16384, 256, 32, 8, 12}};
+  for (const auto& [tokens, experts, slots, top_k, hidden] : cases) {
+    SCOPED_TRACE(testing::Message() << tokens << " tokens, top " << top_k << " of " << experts
+                                    << ", " << slots << " slots, hidden " << hidden);
     const OwnedTensor x = Random({tokens, hidden});
     OwnedTensor slot_of_expert = Integers({experts}, -1, -1), ids = Integers({tokens, top_k}, 0, 0);
     for (int32_t e = 0; e < slots; ++e) slot_of_expert.data<int32_t>()[(e * 7) % experts] = e;
@@ -113,7 +126,7 @@ TEST_F(CudaMoeTest, PermuteAndCombine) {
       params = {gpu_.Up(results), device_pairs, gpu_.Up(weights),
                 with_shared ? gpu_.Up(shared) : TensorView(), device_out};
       ASSERT_TRUE(gpu_.backend().moe().Combine(params, {}).ok());
-      EXPECT_LT(Difference(out, gpu_.Down(device_out)), 1e-6);
+      ExpectSame(out, gpu_.Down(device_out), 4);
     }
   }
 }

@@ -16,9 +16,11 @@ struct GateLinearArgs {
   bool w_bf16;  // else f32
   float* out;
   int64_t out_stride;
-  int32_t m, n, k;  // k a multiple of 8, at most kGateLinearColumnsMax
+  int32_t m, n, k;  // k a multiple of 8
+  float* partial;   // [GateLinearScratch] scratch
 };
-constexpr int kGateLinearColumnsMax = 9216;
+// Floats of scratch for any m.
+int64_t GateLinearScratch(int64_t n, int64_t k);
 cudaError_t LaunchGateLinear(const GateLinearArgs& args, cudaStream_t stream);
 
 }  // namespace sluice::cuda

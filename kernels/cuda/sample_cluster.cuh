@@ -7,8 +7,9 @@
 
 #include <cooperative_groups.h>
 #include <float.h>
-#include <math_constants.h>
 #include <stdint.h>
+
+#include <limits>
 
 #include "kernels/base/portable_math.h"
 
@@ -16,21 +17,46 @@ namespace sluice::cuda {
 
 namespace cg = cooperative_groups;
 
-constexpr int kSampleThreads = 512;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int kSampleThreads = 256;
 constexpr int kSampleWarps = kSampleThreads / 32;
 constexpr int kSampleBins = kSampleThreads;  // of a histogram: one per thread
 constexpr int kSampleListMax = 256;          // tokens that a block puts in order at once
 constexpr float kSampleMassUnit = 0x1p40f;   // as on the CPU
 
-struct Best {
-  float value;
-  int32_t id;  // -1: none
-};
-
-__device__ inline bool Before(const Best& a, const Best& b) {
-  if (a.id < 0 || b.id < 0) return a.id >= 0;
-  return a.value > b.value || (a.value == b.value && a.id < b.id);
+// Rises with the float.
+__device__ inline uint32_t RisingKey(float x) {
+  const uint32_t bits = __float_as_uint(x == 0.0f ? 0.0f : x);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
+
+// A token, in the order of (value falling, id rising): the larger number comes first; 0 is none.
+class Ranked {
+ public:
+  Ranked() = default;
+  __device__ Ranked(float value, int32_t id)
+      : bits_((uint64_t)RisingKey(value) << 32 | (0xffffffffu - (uint32_t)id)) {}
+
+  // Minus infinity for none.
+  __device__ float value() const { return none() ? -kInfinity : FromKey(bits_ >> 32); }
+  static __device__ float FromKey(uint32_t key) {
+    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+  }
+  __device__ int32_t id() const { return (int32_t)(0xffffffffu - (uint32_t)bits_); }
+  __device__ bool none() const { return bits_ == 0; }
+  __device__ bool Before(Ranked other) const { return bits_ > other.bits_; }
+
+  // The first of the warp's.
+  __device__ Ranked WarpFirst() const {
+    const uint32_t high = __reduce_max_sync(~0u, (uint32_t)(bits_ >> 32));
+    const uint32_t low = high == bits_ >> 32 ? (uint32_t)bits_ : 0;
+    return Ranked((uint64_t)high << 32 | __reduce_max_sync(~0u, low));
+  }
+
+ private:
+  __device__ explicit Ranked(uint64_t bits) : bits_(bits) {}
+  uint64_t bits_;
+};
 
 // Tokens [begin, begin + count) of the row; values beyond them, up to a multiple of four, are minus
 // infinity.
@@ -58,8 +84,9 @@ __device__ inline uint64_t MassOf(float y) {
   return (uint64_t)(int64_t)(portable::Exp(y) * kSampleMassUnit);
 }
 
+// What a reduction is made of.
 struct Exchange {
-  Best best;
+  Ranked first;
   uint64_t sum;
 };
 
@@ -82,9 +109,9 @@ struct ClusterMemory {
   Exchange warp_parts[kSampleWarps];
   uint64_t warp_sums[kSampleWarps];
   FoundBin found;
-  Best list[kSampleListMax];
+  Ranked list[kSampleListMax];
   int32_t listed;
-  Best last_listed;
+  Ranked last_listed;
 };
 
 class SampleCluster {
@@ -105,27 +132,19 @@ class SampleCluster {
   }
   __device__ ClusterMemory* memory() { return memory_; }
 
-  // The best and the sum over all threads.
-  __device__ Exchange Reduce(Exchange mine) {
-    for (int offset = 16; offset > 0; offset /= 2) {
-      Merge({{__shfl_xor_sync(~0u, mine.best.value, offset),
-              __shfl_xor_sync(~0u, mine.best.id, offset)},
-             __shfl_xor_sync(~0u, mine.sum, offset)},
-            &mine);
-    }
-    if (threadIdx.x % 32 == 0) memory_->warp_parts[threadIdx.x / 32] = mine;
+  // The first and the sum over all threads.
+  __device__ Exchange Reduce(Ranked first, uint64_t sum) {
+    const int lane = threadIdx.x % 32;
+    Exchange all = OfWarp(first, sum);
+    if (lane == 0) memory_->warp_parts[threadIdx.x / 32] = all;
     __syncthreads();
-    if (threadIdx.x == 0) {
-      for (int i = 1; i < kSampleWarps; ++i) Merge(memory_->warp_parts[i], &mine);
-      memory_->exchange[turn_] = mine;
-    }
-    Exchange all{{0, -1}, 0};
+    all = OfWarp(memory_->warp_parts[lane % kSampleWarps].first,
+                 lane < kSampleWarps ? memory_->warp_parts[lane].sum : 0);
+    if (threadIdx.x == 0) memory_->exchange[turn_] = all;
     Sync();
-    for (int block = 0; block < blocks(); ++block) {
-      Merge(*OfBlock(&memory_->exchange[turn_], block), &all);
-    }
+    const Exchange part = *OfBlock(&memory_->exchange[turn_], lane % blocks());
     turn_ ^= 1;  // nobody writes here before all have read: they meet at the next Sync
-    return all;
+    return OfWarp(part.first, lane < blocks() ? part.sum : 0);
   }
 
   // Adds the weight of each token to the bin that bin_of(value, id) says, -1 for none, over all
@@ -183,9 +202,9 @@ class SampleCluster {
   }
 
  private:
-  static __device__ void Merge(const Exchange& other, Exchange* to) {
-    if (Before(other.best, to->best)) to->best = other.best;
-    to->sum += other.sum;
+  static __device__ Exchange OfWarp(Ranked first, uint64_t sum) {
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+    return {first.WarpFirst(), sum};
   }
   __device__ void Clear(int turn) {
     for (int i = 0; i < 3; ++i) memory_->histograms[turn].pieces[i][threadIdx.x] = 0;

@@ -15,14 +15,11 @@ namespace {
 
 constexpr int kClusterMax = 8;
 constexpr int kSliceWanted = 4096;  // tokens: more blocks share a row while slices are larger
-constexpr int kDigitBits = 9;       // of a key, that a histogram tells apart
+constexpr int kDigitBits = 8;       // of a key, that a histogram tells apart
 static_assert(1 << kDigitBits == kSampleBins, "a digit must be a bin");
 constexpr int32_t kAnyId = INT32_MAX;
-// Upper bound of what -log of an approximate logarithm may be off.
-constexpr float kNoiseMargin = 1e-3f;
-
 __device__ float Clean(float x) {
-  const float value = x >= -FLT_MAX ? x : -CUDART_INF_F;  // NaN too
+  const float value = x >= -FLT_MAX ? x : -kInfinity;  // NaN too
   return value < FLT_MAX ? value : FLT_MAX;
 }
 
@@ -35,12 +32,12 @@ __device__ uint32_t FallingKey(float x) {
   return bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
 }
 
-// Bucket b holds y in (-(b + 1) / 16, -b / 16], the last one all the rest.
+// Bucket b holds y in (-(b + 1) / 8, -b / 8], the last one all the rest.
 __device__ int BucketOf(float y) {
-  const float bucket = y * -16.0f;
+  const float bucket = y * -8.0f;
   return (int)(bucket < (float)(kSampleBins - 1) ? bucket : (float)(kSampleBins - 1));
 }
-__device__ uint32_t FirstKeyOf(int bucket) { return KeyOf((float)bucket * (-1.0f / 16)); }
+__device__ uint32_t FirstKeyOf(int bucket) { return KeyOf((float)bucket * (-1.0f / 8)); }
 
 // Tokens up to and including (key, id), in this order, are kept.
 struct Cut {
@@ -146,21 +143,36 @@ __device__ Cut CutOf(SampleCluster& cluster, const SamplingRow& row, const Slice
   return cut;
 }
 
-// Fills the slice with the logits; returns the best and how many are not finite.
-__device__ Exchange Load(SampleCluster& cluster, const SampleArgs& args, const float* logits,
-                         const Slice& slice) {
-  Exchange mine{{0, -1}, 0};
+// The first of what a thread meets in the order of rising ids.
+class Running {
+ public:
+  __device__ void Meet(float value, int32_t id) {
+    if (!(value > value_)) return;
+    value_ = value;
+    id_ = id;
+  }
+  __device__ float value() const { return value_; }
+  __device__ Ranked ranked() const { return id_ < 0 ? Ranked() : Ranked(value_, id_); }
+
+ private:
+  float value_ = -kInfinity;
+  int32_t id_ = -1;
+};
+
+// Fills the slice with the logits; returns the best, and how many are not finite.
+__device__ Exchange Load(SampleCluster& cluster, const float* logits, const Slice& slice) {
+  Running best;
+  uint32_t odd = 0;
   const auto take = [&](float raw, int i) {
+    odd += !isfinite(raw);
     const float value = Clean(raw);
-    mine.sum += !isfinite(raw);
-    const Best here{value, slice.begin + i};
-    if (Before(here, mine.best)) mine.best = here;
+    best.Meet(value, slice.begin + i);
     return value;
   };
   const float* from = logits + slice.begin;
   int done = 0;
   if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-    constexpr int kEach = 4;  // vectors on their way at once
+    constexpr int kEach = 8;  // vectors on their way at once
     const int vectors = slice.count / 4;
     for (int first = threadIdx.x; first < vectors; first += kSampleThreads * kEach) {
       float4 v[kEach];
@@ -173,9 +185,9 @@ __device__ Exchange Load(SampleCluster& cluster, const SampleArgs& args, const f
       for (int i = 0; i < kEach; ++i) {
         const int at = first + i * kSampleThreads;
         if (at >= vectors) continue;
-        reinterpret_cast<float4*>(slice.values)[at] = {
-            take(v[i].x, 4 * at), take(v[i].y, 4 * at + 1), take(v[i].z, 4 * at + 2),
-            take(v[i].w, 4 * at + 3)};
+        const float x = take(v[i].x, 4 * at), y = take(v[i].y, 4 * at + 1);
+        const float z = take(v[i].z, 4 * at + 2), w = take(v[i].w, 4 * at + 3);
+        reinterpret_cast<float4*>(slice.values)[at] = {x, y, z, w};
       }
     }
     done = vectors * 4;
@@ -184,9 +196,9 @@ __device__ Exchange Load(SampleCluster& cluster, const SampleArgs& args, const f
     slice.values[i] = take(from[i], i);
   }
   for (int i = slice.count + threadIdx.x; i < (slice.count + 3) / 4 * 4; i += kSampleThreads) {
-    slice.values[i] = -CUDART_INF_F;
+    slice.values[i] = -kInfinity;
   }
-  return cluster.Reduce(mine);
+  return cluster.Reduce(best.ranked(), odd);
 }
 
 __device__ bool Penalized(const SamplingRow& row) {
@@ -195,8 +207,8 @@ __device__ bool Penalized(const SamplingRow& row) {
 }
 
 // Bias, bans and penalties; returns the best of what comes out.
-__device__ Best Modify(SampleCluster& cluster, const SampleArgs& args, const SamplingRow& row,
-                       const Slice& slice) {
+__device__ Ranked Modify(SampleCluster& cluster, const SampleArgs& args, const SamplingRow& row,
+                         const Slice& slice) {
   if (threadIdx.x == 0) {  // few, and an id may come twice
     for (int i = row.bias_begin; i < row.bias_end; ++i) {
       const int at = args.bias_ids[i] - slice.begin;
@@ -206,13 +218,13 @@ __device__ Best Modify(SampleCluster& cluster, const SampleArgs& args, const Sam
   __syncthreads();
   for (int i = row.banned_begin + threadIdx.x; i < row.banned_end; i += kSampleThreads) {
     const int at = args.banned_ids[i] - slice.begin;
-    if (0 <= at && at < slice.count) slice.values[at] = -CUDART_INF_F;
+    if (0 <= at && at < slice.count) slice.values[at] = -kInfinity;
   }
   __syncthreads();
   const bool penalized = Penalized(row);
   const int32_t* counts = args.output_counts + row.slot * args.counts_stride + slice.begin;
   const uint8_t* mask = args.prompt_mask + row.slot * args.mask_stride + slice.begin;
-  Exchange mine{{0, -1}, 0};
+  Running best;
 #pragma unroll 4
   for (int i = threadIdx.x; i < slice.count; i += kSampleThreads) {
     float value = slice.values[i];
@@ -226,46 +238,45 @@ __device__ Best Modify(SampleCluster& cluster, const SampleArgs& args, const Sam
     }
     value = Clean(value);
     slice.values[i] = value;
-    const Best here{value, slice.begin + i};
-    if (Before(here, mine.best)) mine.best = here;
+    best.Meet(value, slice.begin + i);
   }
-  return cluster.Reduce(mine).best;
+  return cluster.Reduce(best.ranked(), 0).first;
 }
 
 // The lowest id that is not banned, or 0.
 __device__ int32_t LowestAllowed(SampleCluster& cluster, const SampleArgs& args,
                                  const SamplingRow& row) {
   const int candidates = min(args.vocab, row.banned_end - row.banned_begin + 1);
-  Exchange mine{{0, -1}, 0};
+  Running lowest;
   for (int id = threadIdx.x; id < candidates; id += kSampleThreads) {
     bool banned = false;
     for (int i = row.banned_begin; i < row.banned_end; ++i) banned |= args.banned_ids[i] == id;
-    if (!banned && Before({0, id}, mine.best)) mine.best = {0, id};
+    if (!banned) lowest.Meet(0, id);
   }
-  const Best lowest = cluster.Reduce(mine).best;
-  return lowest.id < 0 ? 0 : lowest.id;
+  const Ranked first = cluster.Reduce(lowest.ranked(), 0).first;
+  return first.none() ? 0 : first.id();
 }
 
-// The largest over the warp, in order of the floats.
-__device__ float WarpMax(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  const uint32_t rising = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  const uint32_t max = __reduce_max_sync(~0u, rising);
-  return __uint_as_float(max & 0x80000000u ? max & 0x7fffffffu : ~max);
+// At least the noise of these bits: -log v for v a little less than theirs, and log2 of a float at
+// least what its bits, as an integer, say.
+__device__ float NoiseBound(uint32_t bits) {
+  constexpr float kLog2 = 0.693147182f, kMargin = 1e-3f;
+  const float v = (float)(bits >> 1);  // times 2^-31
+  return fmaf((float)(int32_t)__float_as_uint(v), -kLog2 * 0x1p-23f, (127 + 31) * kLog2 + kMargin);
 }
 
 // The token with the largest y + noise among those that the cut keeps. A token's noise is worked
-// out only where a cheap upper bound of it reaches what the warp has found already.
+// out only where its bound reaches what the warp has found already.
 __device__ int32_t Draw(SampleCluster& cluster, const SamplingRow& row, const Slice& slice,
                         Cut cut) {
-  Exchange mine{{0, -1}, 0};
+  Running best;
   float least = kGumbelMin;  // the most probable token has y = 0 and reaches that
   const int rounds = (slice.count + 4 * kSampleThreads - 1) / (4 * kSampleThreads);
   for (int round = 0; round < rounds; ++round) {
     const int i = 4 * (round * kSampleThreads + (int)threadIdx.x);
-    const bool inside = i < slice.count;
-    float4 v = inside ? *reinterpret_cast<const float4*>(slice.values + i)
-                      : float4{-CUDART_INF_F, -CUDART_INF_F, -CUDART_INF_F, -CUDART_INF_F};
+    const float none = -kInfinity;
+    const float4 v = i < slice.count ? *reinterpret_cast<const float4*>(slice.values + i)
+                                     : float4{none, none, none, none};
     const int32_t first = slice.begin + i;
     const float y[4] = {v.x, v.y, v.z, v.w};
     const float largest = fmaxf(fmaxf(y[0], y[1]), fmaxf(y[2], y[3]));
@@ -273,27 +284,30 @@ __device__ int32_t Draw(SampleCluster& cluster, const SamplingRow& row, const Sl
     const PhiloxBlock bits = TokenBits(row.seed, (uint32_t)row.position, (uint32_t)first / 4);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      // -log of v = (w / 2 + 1/2) / 2^31 is at least the noise of w.
-      const float v_of_bits = (float)(bits.word[j] >> 1) * 0x1p-31f + 0x1p-32f;
       const bool likely =
-          cut.Keeps(KeyOf(y[j]), first + j) && y[j] + (kNoiseMargin - __logf(v_of_bits)) >= least;
+          y[j] + NoiseBound(bits.word[j]) >= least && cut.Keeps(KeyOf(y[j]), first + j);
       if (!__any_sync(~0u, likely)) continue;
-      if (likely) {
-        const Best noisy{y[j] + GumbelOfBits(bits.word[j]), first + j};
-        if (Before(noisy, mine.best)) mine.best = noisy;
-      }
-      least = WarpMax(mine.best.id < 0 ? least : fmaxf(mine.best.value, least));
+      if (likely) best.Meet(y[j] + GumbelOfBits(bits.word[j]), first + j);
+      const uint32_t reached = __reduce_max_sync(~0u, RisingKey(fmaxf(best.value(), least)));
+      least = Ranked::FromKey(reached);
     }
   }
-  return cluster.Reduce(mine).best.id;
+  return cluster.Reduce(best.ranked(), 0).first.id();
 }
 
 __device__ int32_t Choose(SampleCluster& cluster, const SampleArgs& args, const SamplingRow& row,
-                          const Slice& slice, Best best) {
-  if (best.value == -CUDART_INF_F) return LowestAllowed(cluster, args, row);
-  if (!(row.temperature > 0.0f)) return best.id;
-  for (int i = threadIdx.x; i < (slice.count + 3) / 4 * 4; i += kSampleThreads) {
-    slice.values[i] = (slice.values[i] - best.value) / row.temperature;
+                          const Slice& slice, Ranked best) {
+  if (best.none()) return LowestAllowed(cluster, args, row);
+  if (!(row.temperature > 0.0f)) return best.id();
+  const float largest = best.value();
+  for (int i = 4 * threadIdx.x; i < slice.count; i += 4 * kSampleThreads) {
+    float4& v = *reinterpret_cast<float4*>(slice.values + i);
+    float4 y = {v.x - largest, v.y - largest, v.z - largest, v.w - largest};
+    if (row.temperature != 1.0f) {
+      y = {y.x / row.temperature, y.y / row.temperature, y.z / row.temperature,
+           y.w / row.temperature};
+    }
+    v = y;
   }
   __syncthreads();
   const Cut cut = CutOf(cluster, row, slice, args.vocab);
@@ -307,11 +321,11 @@ __device__ void WriteTop(SampleCluster& cluster, const SampleArgs& args, const S
   int32_t* top_ids = args.top_ids + row * args.top_ids_stride;
   float* top_logprobs = args.top_logprobs + row * args.top_logprobs_stride;
   ClusterMemory* first = cluster.OfBlock(cluster.memory(), 0);
-  Best written{0, -1};  // the last one
+  Ranked written{};  // the last one
   for (int done = 0; done < wanted; done += kSampleListMax) {
     const int size = min(kSampleListMax, wanted - done);
     const auto key_of = [&](float value, int32_t id) {
-      const bool left = id < args.vocab && (written.id < 0 || Before(written, {value, id}));
+      const bool left = id < args.vocab && (written.none() || written.Before({value, id}));
       return left ? FallingKey(value) : kNoKey;
     };
     const FoundBin bucket = cluster.FindBin<false>(
@@ -335,16 +349,16 @@ __device__ void WriteTop(SampleCluster& cluster, const SampleArgs& args, const S
       if (key == kNoKey) return;
       const int own = BucketOf(value - max);
       if (own > bucket.bin || (own == bucket.bin && !cut.Keeps(key, id))) return;
-      first->list[atomicAdd(&first->listed, 1)] = {value, id};
+      first->list[atomicAdd(&first->listed, 1)] = Ranked(value, id);
     });
     cluster.Sync();
     if (cluster.rank() == 0) {
       for (int i = threadIdx.x; i < size; i += kSampleThreads) {
-        const Best own = first->list[i];
+        const Ranked own = first->list[i];
         int place = 0;
-        for (int j = 0; j < size; ++j) place += Before(first->list[j], own);
-        top_ids[done + place] = own.id;
-        top_logprobs[done + place] = (own.value - max) - log_sum;
+        for (int j = 0; j < size; ++j) place += first->list[j].Before(own);
+        top_ids[done + place] = own.id();
+        top_logprobs[done + place] = (own.value() - max) - log_sum;
         if (place == size - 1) first->last_listed = own;
       }
     }
@@ -357,27 +371,28 @@ __device__ void WriteTop(SampleCluster& cluster, const SampleArgs& args, const S
 // probable ones.
 __device__ void WriteLogprobs(SampleCluster& cluster, const SampleArgs& args,
                               const SamplingRow& row, const float* logits, const Slice& slice,
-                              Best best, int32_t token) {
+                              Ranked best, int32_t token) {
   const int64_t index = blockIdx.x / cluster.blocks();
   const int wanted = min(row.num_logprobs, args.vocab);
-  if (best.value == -CUDART_INF_F) {  // no distribution: the lowest ids at minus infinity
+  if (best.none()) {  // no distribution: the lowest ids at minus infinity
     if (cluster.rank() > 0) return;
     for (int i = threadIdx.x; i < wanted; i += kSampleThreads) {
       args.top_ids[index * args.top_ids_stride + i] = i;
-      args.top_logprobs[index * args.top_logprobs_stride + i] = -CUDART_INF_F;
+      args.top_logprobs[index * args.top_logprobs_stride + i] = -kInfinity;
     }
-    if (threadIdx.x == 0) args.logprobs[index] = -CUDART_INF_F;
+    if (threadIdx.x == 0) args.logprobs[index] = -kInfinity;
     return;
   }
-  Load(cluster, args, logits, slice);
-  Exchange mine{{0, -1}, 0};
-  ForEachToken(slice, [&](float value, int32_t) { mine.sum += MassOf(value - best.value); });
-  const uint64_t mass = cluster.Reduce(mine).sum;
+  const float max = best.value();
+  Load(cluster, logits, slice);
+  uint64_t own_mass = 0;
+  ForEachToken(slice, [&](float value, int32_t) { own_mass += MassOf(value - max); });
+  const uint64_t mass = cluster.Reduce({}, own_mass).sum;
   const float log_sum = portable::Log((float)mass * (1.0f / kSampleMassUnit));
   if (cluster.rank() == 0 && threadIdx.x == 0) {
-    args.logprobs[index] = (Clean(logits[token]) - best.value) - log_sum;
+    args.logprobs[index] = (Clean(logits[token]) - max) - log_sum;
   }
-  if (wanted > 0) WriteTop(cluster, args, slice, best.value, log_sum, wanted);
+  if (wanted > 0) WriteTop(cluster, args, slice, max, log_sum, wanted);
 }
 
 // Tokens of a slice, of so many; a multiple of four.
@@ -385,7 +400,7 @@ __host__ __device__ inline int SliceTokens(int vocab, int blocks) {
   return ((vocab + blocks - 1) / blocks + 3) / 4 * 4;
 }
 
-__global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(SampleArgs args) {
+__global__ void __launch_bounds__(kSampleThreads, 3) SampleKernel(SampleArgs args) {
   extern __shared__ __align__(16) float values[];
   __shared__ ClusterMemory memory;
   SampleCluster cluster(&memory);
@@ -397,13 +412,13 @@ __global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(SampleArgs arg
 
   StartAfterEarlier();
   const SamplingRow row = static_cast<const SamplingRow*>(args.rows)[index];
-  const Exchange raw = Load(cluster, args, logits, slice);
-  Best best = raw.best;
+  const Exchange raw = Load(cluster, logits, slice);
+  Ranked best = raw.first;
   if (row.bias_begin < row.bias_end || row.banned_begin < row.banned_end || Penalized(row)) {
     best = Modify(cluster, args, row, slice);
   }
   const int32_t token = Choose(cluster, args, row, slice, best);
-  if (row.num_logprobs >= 0) WriteLogprobs(cluster, args, row, logits, slice, raw.best, token);
+  if (row.num_logprobs >= 0) WriteLogprobs(cluster, args, row, logits, slice, raw.first, token);
   if (cluster.rank() == 0 && threadIdx.x == 0) {
     if (args.not_finite != nullptr) args.not_finite[index] = raw.sum > 0;
     args.tokens[index] = token;
