@@ -1,7 +1,7 @@
 // Whole steps of the engine on the GPU: decoding and prompts, of a model or of one rank's share of
 // it.
 //
-//   cuda_step_bench --config FILE [--ep-slice R/N] CASE...
+//   cuda_step_bench --config FILE [--ep-slice R/N] [--kernels] CASE...
 //
 // CASE is decode:SEQUENCESxCONTEXT (every sequence goes on by one token, with CONTEXT tokens in the
 // cache, the new one among them) or prompt:SEQUENCESxTOKENS (whole prompts, nothing cached).
@@ -36,12 +36,14 @@
 #include "services/engine/engine.h"
 #include "tests/bench/cuda_bench.h"
 #include "tests/bench/device_weights.h"
+#include "tests/bench/kernel_trace.h"
 
 namespace sluice::bench {
 namespace {
 
 constexpr double kWarmUpSeconds = 2;
 constexpr int kDecodeSteps = 200, kPromptSteps = 10;
+constexpr int kTracedSteps = 3;
 
 struct StepCase {
   bool is_decode = false;
@@ -139,8 +141,13 @@ absl::StatusOr<std::vector<double>> StepSeconds(Steps* steps, int count) {
 
 class StepBench {
  public:
-  StepBench(const model::ModelConfig& config, int64_t experts, bool even_experts)
-      : backend_(MakeBackend()), config_(config), even_experts_(even_experts) {
+  StepBench(const model::ModelConfig& config, int64_t experts, bool even_experts,
+            bool tells_kernels)
+      : backend_(MakeBackend()),
+        config_(config),
+        even_experts_(even_experts),
+        tells_kernels_(tells_kernels) {
+    if (tells_kernels) PrepareKernelTrace();
     const double begin = Seconds();
     weights_ = RandomDeviceWeights(config, experts, /*seed=*/1);
     std::printf("# %lld layers, %lld experts a layer here, %.1f GB of weights, made in %.1f s\n",
@@ -177,10 +184,28 @@ class StepBench {
                 median * 1e6, seconds.front() * 1e6, seconds.back() * 1e6,
                 static_cast<double>(tokens) / median, mhz);
     std::fflush(stdout);
-    return absl::OkStatus();
+    return tells_kernels_ ? TellKernels(&steps, absl::StrCat(kind, " ", shape)) : absl::OkStatus();
   }
 
  private:
+  // Lines for programs: "kernel", the case, name, calls and microseconds of one step.
+  static absl::Status TellKernels(Steps* steps, const std::string& name) {
+    StartKernelTrace();
+    for (int i = 0; i < kTracedSteps; ++i) {
+      SLUICE_RETURN_IF_ERROR(steps->Submit());
+      SLUICE_RETURN_IF_ERROR(steps->Wait());
+    }
+    for (const KernelTime& time : StopKernelTrace()) {
+      const double us = time.us / kTracedSteps;
+      const double calls = static_cast<double>(time.calls) / kTracedSteps;
+      std::printf("%10.1f us %7.1f calls %8.2f us each  %s\n", us, calls, us / calls,
+                  time.name.c_str());
+      std::printf("kernel\t%s\t%s\t%.1f\t%.2f\n", name.c_str(), time.name.c_str(), calls, us);
+    }
+    std::fflush(stdout);
+    return absl::OkStatus();
+  }
+
   void FillKv(const engine::KvCacheView& kv) {
     const int64_t elements = kv.pages * kv.page_bytes() / 2;
     for (size_t layer = 0; layer < kv.layers.size(); ++layer) {
@@ -191,6 +216,7 @@ class StepBench {
   const std::unique_ptr<Backend> backend_;
   const model::ModelConfig config_;
   const bool even_experts_;
+  const bool tells_kernels_;
   std::shared_ptr<const model::ModelWeights> weights_;
 };
 
@@ -202,7 +228,7 @@ absl::StatusOr<model::ModelConfig> ReadConfig(const std::string& file) {
   return model::ParseModelConfig(text.str(), file);
 }
 
-absl::Status Main(const std::string& file, const std::string& slice,
+absl::Status Main(const std::string& file, const std::string& slice, bool tells_kernels,
                   const std::vector<std::string>& names) {
   SLUICE_ASSIGN_OR_RETURN(const model::ModelConfig config, ReadConfig(file));
   std::vector<StepCase> cases;
@@ -220,7 +246,7 @@ absl::Status Main(const std::string& file, const std::string& slice,
     }
     experts = config.n_routed_experts / ranks + 1;
   }
-  StepBench bench(config, experts, /*even_experts=*/!slice.empty());
+  StepBench bench(config, experts, /*even_experts=*/!slice.empty(), tells_kernels);
   for (const StepCase& c : cases) SLUICE_RETURN_IF_ERROR(bench.Run(c));
   return absl::OkStatus();
 }
@@ -231,13 +257,15 @@ absl::Status Main(const std::string& file, const std::string& slice,
 int main(int argc, char** argv) {
   CLI::App app("Measures whole steps of the engine on the GPU.", "cuda_step_bench");
   std::string config, slice;
+  bool tells_kernels = false;
   std::vector<std::string> cases;
   app.add_option("--config", config, "config.json of the model")->required();
   app.add_option("--ep-slice", slice, "R/N: what rank R of N expert-parallel ranks computes");
+  app.add_flag("--kernels", tells_kernels, "tell what kernels a step is made of");
   app.add_option("cases", cases, "decode:SEQUENCESxCONTEXT or prompt:SEQUENCESxTOKENS")->required();
   CLI11_PARSE(app, argc, argv);
   sluice::bench::PrintHeading(argc, argv);
-  const absl::Status status = sluice::bench::Main(config, slice, cases);
+  const absl::Status status = sluice::bench::Main(config, slice, tells_kernels, cases);
   if (status.ok()) return 0;
   std::fprintf(stderr, "cuda_step_bench: %s\n", std::string(status.message()).c_str());
   return 1;

@@ -32,7 +32,7 @@ def run(command):
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             lines.append(line.rstrip("\n"))
-            if not line.startswith("row\t"):
+            if not line.startswith(("row\t", "kernel\t")):
                 print(line, end="", flush=True)
         if process.wait(timeout=TIMEOUT_S) != 0:
             raise SystemExit(f"h200.py: {command[0]} ended with {process.returncode}")
@@ -72,6 +72,22 @@ def step_table(lines):
     return out + [""]
 
 
+def kernel_tables(lines, names):
+    """Of the steps named, what kernels they are made of; kernels under 0.2 % together in one line."""
+    out = []
+    for name in names:
+        times = [(line.split("\t")[2], float(line.split("\t")[3]), float(line.split("\t")[4]))
+                 for line in lines if line.startswith(f"kernel\t{name}\t")]
+        total = sum(us for _, _, us in times)
+        out += [f"**{name}**: {total / 1e3:.2f} ms in kernels", "", "| kernel | calls | us a call | share |", "|---|---|---|---|"]
+        for kernel, calls, us in times:
+            if us >= 0.002 * total:
+                out.append(f"| `{kernel[:80]}` | {calls:.0f} | {us / calls:.1f} | {100 * us / total:.1f} % |")
+        rest = [us for _, _, us in times if us < 0.002 * total]
+        out += [f"| {len(rest)} others | | | {100 * sum(rest) / total:.1f} % |", ""]
+    return out
+
+
 def rate_of(lines, kind, shape):
     return next(int(row[5]) for row in rows(lines) if row[:2] == [f"step {kind}", shape])
 
@@ -86,6 +102,10 @@ def steps_section(bin_dir):
     out = ["### Whole steps: one GPU's share of DeepSeek-V3 at EP32", "",
            f"Decode slice: {decode} tok/s", "", f"Prefill slice: {prefill} tok/s", ""]
     out += heading(slices, command) + step_table(slices)
+    command = [program, "--config", V3, "--ep-slice", "0/32", "--kernels", f"decode:{DECODE}", f"prompt:{PREFILL}"]
+    traced = run(command)
+    out += ["### What the slices' time goes into", ""] + heading(traced, command)
+    out += kernel_tables(traced, [f"decode {DECODE}", f"prompt {PREFILL}"])
     command = [program, "--config", V2_LITE, "decode:1x1024", "decode:64x1024", "prompt:1x1024", "prompt:4x4096"]
     lite = run(command)
     out += ["### Whole steps: DeepSeek-V2-Lite, all of it", ""] + heading(lite, command) + step_table(lite)
