@@ -9,7 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/cuda_page_mover.h"
 #include "kernels/cuda/cuda_stream.h"
+#include "kernels/cuda/shared_memory.h"
+#include "kernels/cuda/stream_points.h"
 
 namespace sluice {
 
@@ -54,9 +57,10 @@ class CudaRecording final : public Recording {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(const CudaContext& context, std::string name)
+  CudaBackend(const CudaContext& context, std::string name, std::unique_ptr<StreamPoints> points)
       : context_(context),
         name_(std::move(name)),
+        points_(std::move(points)),
         linear_(MakeCudaLinearOps(context_)),
         elementwise_(MakeCudaElementwiseOps(context_)),
         attention_(MakeCudaAttentionOps(context_)),
@@ -84,17 +88,28 @@ class CudaBackend final : public Backend {
     const cudaError_t error = cudaMalloc(&memory, bytes == 0 ? 1 : bytes);
     if (error == cudaErrorMemoryAllocation) {
       cudaGetLastError();  // not sticky
-      size_t free_bytes = 0, total_bytes = 0;
-      cudaMemGetInfo(&free_bytes, &total_bytes);
-      return absl::ResourceExhaustedError(
-          absl::StrCat(what, ": needs ", bytes, " bytes, ", name_, " has ", free_bytes, " free of ",
-                       total_bytes, "; ask for fewer KV pages or a smaller step"));
+      return OutOfMemory(bytes, what);
     }
     SLUICE_RETURN_IF_ERROR(CudaStatus(error, what));
     std::shared_ptr<void> owner(memory, [](void* p) { cudaFree(p); });
     SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(memory, 0, bytes, context_.stream), what));
     return DeviceBuffer{std::move(owner), bytes};
   }
+
+  absl::StatusOr<DeviceBuffer> AllocateShareable(size_t bytes, const std::string& what) override {
+    SLUICE_RETURN_IF_ERROR(BindThread());
+    absl::StatusOr<DeviceBuffer> buffer = AllocateSharedCuda(context_.device, bytes, what);
+    if (absl::IsResourceExhausted(buffer.status())) return OutOfMemory(bytes, what);
+    // What cannot be handed over serves as well: KV is staged through the host then.
+    if (!buffer.ok()) return Allocate(bytes, what);
+    SLUICE_RETURN_IF_ERROR(
+        CudaStatus(cudaMemsetAsync(buffer->memory.get(), 0, bytes, context_.stream), what));
+    return buffer;
+  }
+  absl::StatusOr<std::unique_ptr<PageMover>> MakePageMover() override {
+    return MakeCudaPageMover(context_.device, points_.get());
+  }
+  absl::StatusOr<StreamPoint> Point(StreamId) override { return points_->Record(context_.stream); }
 
   absl::Status CopyToDevice(void* device, const void* host, size_t bytes, StreamId) override {
     return CudaStatus(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, context_.stream),
@@ -170,8 +185,17 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  absl::Status OutOfMemory(size_t bytes, const std::string& what) const {
+    size_t free_bytes = 0, total_bytes = 0;
+    cudaMemGetInfo(&free_bytes, &total_bytes);
+    return absl::ResourceExhaustedError(absl::StrCat(what, ": needs ", bytes, " bytes, ", name_,
+                                                     " has ", free_bytes, " free of ", total_bytes,
+                                                     "; ask for fewer KV pages or a smaller step"));
+  }
+
   const CudaContext context_;
   const std::string name_;
+  const std::unique_ptr<StreamPoints> points_;
   std::unique_ptr<LinearOps> linear_;
   std::unique_ptr<ElementwiseOps> elementwise_;
   std::unique_ptr<AttentionOps> attention_;
@@ -207,7 +231,9 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOption
                       .multiprocessors = properties.multiProcessorCount};
   SLUICE_RETURN_IF_ERROR(CudaStatus(
       cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking), "making a stream"));
-  return std::make_unique<CudaBackend>(context, absl::StrCat(properties.name, " ", options.device));
+  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<StreamPoints> points, StreamPoints::Create());
+  return std::make_unique<CudaBackend>(context, absl::StrCat(properties.name, " ", options.device),
+                                       std::move(points));
 }
 
 }  // namespace sluice

@@ -8,6 +8,8 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
+#include "kernels/base/page_sum.h"
+
 namespace sluice::cuda {
 
 enum class Element : int32_t { kF32, kBF16, kF16, kF8E4M3 };
@@ -305,5 +307,21 @@ struct SampleArgs {
 };
 constexpr int32_t kSampleVocabMax = 8 * 52 * 1024;  // that a cluster's shared memory holds
 cudaError_t LaunchSample(const SampleArgs& args, cudaStream_t stream);
+
+// Pages to be copied and summed; addresses may be the host's where it is pinned.
+struct PageCopyJob {
+  const void* from;
+  void* to;  // null: only summed
+  uint64_t bytes;
+  PageKey key;
+  bool sum;
+};
+constexpr int kPageSlices = 4;
+struct PageCopyArgs {
+  const PageCopyJob* jobs;  // [count]
+  PageSums* sums;           // [count, kPageSlices]: to be added up
+  int32_t count;            // at most 65535
+};
+cudaError_t LaunchPageCopies(const PageCopyArgs& args, cudaStream_t stream);
 
 }  // namespace sluice::cuda

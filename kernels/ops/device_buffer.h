@@ -12,7 +12,8 @@ namespace sluice {
 struct MemoryHandle {
   static constexpr size_t kChunksMax = 64;
   std::vector<int> descriptors;  // one a chunk; open as long as the handle's owner says
-  size_t chunk_bytes = 0;
+  size_t chunk_bytes = 0;        // but the last may have less
+  size_t bytes = 0;              // of all chunks, at least the buffer's
 };
 
 // Zero-filled; freed with the object, which must not outlive the backend.

@@ -34,7 +34,7 @@ class PageBatch {
  public:
   // Waits until nothing touches the memory any more.
   virtual ~PageBatch() = default;
-  // Whether all copies are there and summed; does not wait. Unavailable: `after` was never reached.
+  // Whether all copies are there and summed; does not wait.
   virtual absl::StatusOr<bool> Done() = 0;
   // Of copy i, of the bytes that were written to `to` (each is read once). REQUIRES Done.
   virtual PageSums sums(size_t i) const = 0;

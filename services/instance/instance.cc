@@ -28,13 +28,6 @@ transport::KvMemory KvMemoryOf(const engine::Engine& engine) {
           .handle = view.handle};
 }
 
-absl::Status CheckDevice(v1::Role role, const Backend& backend) {
-  if (role == v1::ROLE_MIXED || backend.reads_host_memory()) return absl::OkStatus();
-  return absl::UnimplementedError(absl::StrCat(
-      "device: is ", backend.Describe(), ", whose memory prefills and decodes cannot send KV from ",
-      "or take it into yet; wanted cpu, or mixed instances"));
-}
-
 v1::Capacity CapacityOf(const engine::Engine& engine) {
   const engine::EngineOptions& options = engine.options();
   v1::Capacity capacity;

@@ -45,9 +45,6 @@ struct InstanceOptions {
 
 // How KV of `engine` looks to a transport.
 transport::KvMemory KvMemoryOf(const engine::Engine& engine);
-// Whether an instance of that role can work on that device. Unimplemented when KV is to travel and
-// this process cannot read it.
-absl::Status CheckDevice(v1::Role role, const Backend& backend);
 // How much the engine holds, as routers are told.
 v1::Capacity CapacityOf(const engine::Engine& engine);
 

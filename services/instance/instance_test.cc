@@ -146,21 +146,6 @@ TEST_F(InstanceTest, ARouterThatIsGoneLeavesNothingBehind) {
   }
 }
 
-class FarMemory final : public engine::FakeBackend {
-  bool reads_host_memory() const override { return false; }
-};
-
-TEST(CheckDeviceTest, OnlyMixedInstancesMayHaveKvThatNobodyElseReads) {
-  const engine::FakeBackend near;
-  const FarMemory far;
-  for (const v1::Role role : {v1::ROLE_PREFILL, v1::ROLE_DECODE, v1::ROLE_MIXED}) {
-    EXPECT_TRUE(CheckDevice(role, near).ok());
-    const absl::Status status = CheckDevice(role, far);
-    EXPECT_EQ(status.code(),
-              role == v1::ROLE_MIXED ? absl::StatusCode::kOk : absl::StatusCode::kUnimplemented);
-  }
-}
-
 TEST_F(InstanceTest, AFullMailboxTakesNoMoreFromRouters) {
   const RealClock clock;
   Instance instance({.core = {.role = v1::ROLE_MIXED}, .mailbox_max = 2}, decode_engine_.get(),

@@ -162,8 +162,6 @@ class App {
     LogInfo("loading", {{"model", model.dir}});
     auto backend = MakeBackendOf(source);
     if (!backend.ok()) return WithExitCode(backend.status(), kExitPreflight);
-    SLUICE_RETURN_IF_ERROR(
-        WithExitCode(CheckDevice(ToRole(program_.process.role), **backend), kExitUsage));
     SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source, *std::move(backend), {.tell = LogProgress}));
     SLUICE_RETURN_IF_ERROR(SizeEngine(section_, model_.config, &model_.engine_options));
     SLUICE_ASSIGN_OR_RETURN(
@@ -185,8 +183,10 @@ class App {
 
   absl::Status Serve() {
     if (hello_.role() != v1::ROLE_MIXED) {
+      SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<PageMover> mover, model_.backend->MakePageMover());
       SLUICE_ASSIGN_OR_RETURN(transport_,
                               transport::MakeSocketTransport({.memory = KvMemoryOf(*engine_),
+                                                              .mover = std::move(mover),
                                                               .incarnation = hello_.incarnation(),
                                                               .host = section_.kv_host}));
     }

@@ -2,11 +2,14 @@
 // sent as they lie in memory (little-endian, no padding), a MessageHead before each.
 //
 //   sender                                receiver
-//   Hello                            ->                 over a Unix socket with the memory of a
-//   ring
-//                                    <-   Welcome       refuses, or asks for pages
-//   PageMessage                      ->                 its bytes behind it (TCP) or in the ring
-//                                    <-   Consumed      slots of the ring that are free again
+//   Hello                            ->                 over a Unix socket with memory: of a ring,
+//                                                       or of the sender's whole pool
+//                                    <-   Welcome       refuses, asks for pages, or for a hello
+//                                                       with a ring
+//   PageMessage                      ->                 its bytes behind it (TCP), in the ring, or
+//                                                       where they are in the pool
+//                                    <-   Consumed      slots of the ring that are free again, or
+//                                                       pages of the pool that were read
 //                                    <-   AnswerMessage of all pages but those that changed nothing
 //   Ping                             ->
 //                                    <-   Pong
@@ -34,7 +37,7 @@ enum class MessageType : uint32_t {
 
 // Before every message. The magic number is also the version of all that follows.
 struct MessageHead {
-  uint32_t magic = 0x32564B53;  // "SKV2"
+  uint32_t magic = 0x33564B53;  // "SKV3"
   MessageType type = MessageType::kHello;
 };
 
@@ -44,10 +47,20 @@ struct Hello {
   int64_t layers = 0;
   int64_t page_rows = 0;
   int64_t row_bytes = 0;
-  uint64_t ring_slots = 0;  // of the memory that comes with this message; 0 over TCP
+  uint64_t ring_slots = 0;  // of the ring that comes with this message, or 0
+  // Of the pool that comes with this message, or 0: layer l, page p is page l * pool_pages + p
+  // there; its chunks are of pool_chunk_bytes but perhaps the last.
+  uint64_t pool_pages = 0;
+  uint64_t pool_chunk_bytes = 0;
+  uint64_t pool_bytes = 0;
 };
 
-enum class Verdict : uint64_t { kWelcome = 0, kOtherIncarnation = 1, kOtherLayout = 2 };
+enum class Verdict : uint64_t {
+  kWelcome = 0,
+  kOtherIncarnation = 1,
+  kOtherLayout = 2,
+  kCannotMap = 3,  // the pool; a hello with a ring may follow
+};
 struct Welcome {
   static constexpr MessageType kType = MessageType::kWelcome;
   Verdict verdict = Verdict::kWelcome;
@@ -58,11 +71,12 @@ struct PageMessage {
   static constexpr MessageType kType = MessageType::kPage;
   PageHeader header;
   uint64_t bytes = 0;
+  uint64_t page = 0;  // of the sender's memory
 };
 
 struct Consumed {
   static constexpr MessageType kType = MessageType::kConsumed;
-  uint64_t pages = 0;  // since the hello, in all
+  uint64_t pages = 0;  // since the welcome, in all
 };
 
 struct AnswerMessage {
@@ -82,9 +96,9 @@ struct Pong {
   uint64_t number = 0;  // of the ping
 };
 
-// Message and head; the largest is a page's, without the page.
-inline constexpr size_t kMessageBytesMax = sizeof(MessageHead) + sizeof(PageMessage);
-static_assert(kMessageBytesMax == 56 && sizeof(Hello) <= sizeof(PageMessage));
+// Message and head, without a page's bytes.
+inline constexpr size_t kMessageBytesMax = sizeof(MessageHead) + sizeof(Hello);
+static_assert(kMessageBytesMax == 72 && sizeof(PageMessage) <= sizeof(Hello));
 
 // Of the message without its head; 0 for a type that there is not.
 constexpr size_t MessageBytes(MessageType type) {

@@ -9,21 +9,22 @@
 namespace sluice::transport {
 
 Pool::Pool(const KvLayout& layout, uint64_t seed)
-    : bytes_(static_cast<size_t>(layout.layers * layout.pages * layout.page_bytes())) {
+    : bytes_(AllocateMappable(
+          static_cast<size_t>(layout.layers * layout.pages * layout.page_bytes()))) {
   std::mt19937_64 random(seed);
-  for (size_t at = 0; at < bytes_.size(); at += sizeof(uint64_t)) {
+  auto* const bytes = bytes_.As<std::byte>();
+  for (size_t at = 0; at < bytes_.bytes; at += sizeof(uint64_t)) {
     const uint64_t drawn = random();
-    std::memcpy(&bytes_[at], &drawn, std::min(sizeof(drawn), bytes_.size() - at));
+    std::memcpy(bytes + at, &drawn, std::min(sizeof(drawn), bytes_.bytes - at));
   }
   memory_.layout = layout;
+  memory_.handle = bytes_.handle;
   for (int64_t layer = 0; layer < layout.layers; ++layer) {
-    memory_.layers.push_back(bytes_.data() + layer * layout.pages * layout.page_bytes());
+    memory_.layers.push_back(bytes + layer * layout.pages * layout.page_bytes());
   }
 }
 
-std::string Pool::Copy() const {
-  return {reinterpret_cast<const char*>(bytes_.data()), bytes_.size()};
-}
+std::string Pool::Copy() const { return {bytes_.As<char>(), bytes_.bytes}; }
 
 std::string Pool::Rows(int64_t layer, int64_t page, int64_t rows) const {
   const absl::Span<std::byte> bytes = memory_.Rows(layer, page, rows);

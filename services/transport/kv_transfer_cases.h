@@ -16,6 +16,7 @@
 
 #include "absl/status/status.h"
 #include "services/transport/kv_transfer.h"
+#include "services/transport/memory_mover.h"
 
 namespace sluice::transport {
 
@@ -66,7 +67,7 @@ class Box {
   std::shared_ptr<State> state_ = std::make_shared<State>();
 };
 
-// KV memory of random bytes.
+// KV memory of random bytes, which other processes may map.
 class Pool {
  public:
   Pool(const KvLayout& layout, uint64_t seed);
@@ -77,7 +78,7 @@ class Pool {
   std::string Rows(int64_t layer, int64_t page, int64_t rows) const;
 
  private:
-  std::vector<std::byte> bytes_;
+  DeviceBuffer bytes_;
   KvMemory memory_;
 };
 

@@ -8,6 +8,7 @@ namespace sluice::transport {
 namespace {
 
 constexpr size_t kBytes = 16 * kMessageBytesMax;  // without pages
+constexpr size_t kManyBytes = 1024 * kMessageBytesMax;
 
 }  // namespace
 
@@ -19,6 +20,8 @@ void MessageReader::ExpectPages(size_t page_bytes_max) {
   // Room for one message: reading then stops where a page does, and nothing is moved to the front.
   buffer_.resize(std::max(kBytes, kMessageBytesMax + page_bytes_max));
 }
+
+void MessageReader::ExpectMany() { buffer_.resize(kManyBytes); }
 
 absl::Span<char> MessageReader::Room() {
   if (begin_ > 0) {

@@ -41,6 +41,9 @@ class MessageReader {
   // From the next message on they follow: `page_bytes_max` each at most.
   void ExpectPages(size_t page_bytes_max);
 
+  // From now on a sender that is known: reads many messages at once.
+  void ExpectMany();
+
   // Where bytes that come are to be put; not empty once Next gave nothing.
   absl::Span<char> Room();
   void Added(size_t bytes);

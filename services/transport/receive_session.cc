@@ -5,26 +5,47 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "services/base/log.h"
 #include "services/transport/page_checksum.h"
 
 namespace sluice::transport {
 
-absl::Status ReceiveSession::Arrived(size_t bytes, FileDescriptor passed, absl::Time now,
-                                     std::string* out) {
-  if (passed.valid()) {
-    if (!shares_memory_ || greeted_ || passed_.valid()) {
+absl::Status ReceiveSession::Arrived(size_t bytes, std::vector<FileDescriptor> passed,
+                                     absl::Time now, std::string* out) {
+  if (!passed.empty()) {
+    if (!shares_memory_ || greeted_ || !passed_.empty()) {
       return absl::InvalidArgumentError("a descriptor that is not a hello's");
     }
     passed_ = std::move(passed);
   }
   reader_.Added(bytes);
-  const uint64_t consumed = consumed_;
-  while (true) {
+  return Read(now, out);
+}
+
+absl::Status ReceiveSession::Poll(absl::Time now, std::string* out) {
+  size_t count = 0;
+  do {
+    count = device_->Collect(now, [&](const PageHeader& header, Answer answer) {
+      if (answer == Answer::kTaken) return;
+      AppendMessage(AnswerMessage{.transfer = header.transfer, .answer = answer}, out);
+    });
+    if (pool_.memory != nullptr) consumed_ += count;
+    SLUICE_RETURN_IF_ERROR(Read(now, out));
+  } while (count > 0);
+  return absl::OkStatus();
+}
+
+absl::Status ReceiveSession::Read(absl::Time now, std::string* out) {
+  while (may_read()) {
     SLUICE_ASSIGN_OR_RETURN(const std::optional<Message> message, reader_.Next());
     if (!message.has_value()) break;
     SLUICE_RETURN_IF_ERROR(On(*message, now, out));
   }
-  if (ring_.has_value() && consumed_ != consumed) AppendMessage(Consumed{.pages = consumed_}, out);
+  if (device_.has_value()) device_->Flush();
+  if (shares_memory_ && consumed_ != consumed_told_) {
+    consumed_told_ = consumed_;
+    AppendMessage(Consumed{.pages = consumed_}, out);
+  }
   return absl::OkStatus();
 }
 
@@ -45,26 +66,60 @@ absl::Status ReceiveSession::On(const Message& message, absl::Time now, std::str
 }
 
 absl::Status ReceiveSession::OnHello(const Hello& hello, std::string* out) {
-  greeted_ = true;
+  SLUICE_ASSIGN_OR_RETURN(const Verdict verdict, Take(hello));
+  passed_.clear();
+  greeted_ = verdict != Verdict::kCannotMap;
+  welcome_ = verdict == Verdict::kWelcome;
+  AppendMessage(Welcome{.verdict = verdict}, out);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Verdict> ReceiveSession::Take(const Hello& hello) {
   const KvLayout& layout = context_.layout;
-  Welcome answer;
-  if (hello.incarnation != context_.incarnation) {
-    answer.verdict = Verdict::kOtherIncarnation;
-  } else if (hello.layers != layout.layers || hello.page_rows != layout.page_rows ||
-             hello.row_bytes != layout.row_bytes) {
-    answer.verdict = Verdict::kOtherLayout;
-  } else if (shares_memory_) {
-    if (!passed_.valid()) return absl::InvalidArgumentError("a hello without memory for a ring");
+  if (hello.incarnation != context_.incarnation) return Verdict::kOtherIncarnation;
+  if (hello.layers != layout.layers || hello.page_rows != layout.page_rows ||
+      hello.row_bytes != layout.row_bytes) {
+    return Verdict::kOtherLayout;
+  }
+  if (shares_memory_ && passed_.empty()) {
+    return absl::InvalidArgumentError("a hello without memory");
+  }
+  if (shares_memory_ && hello.pool_pages > 0) return MapPool(hello);
+  if (shares_memory_) {
+    if (passed_.size() != 1) return absl::InvalidArgumentError("a ring in several pieces");
     SLUICE_ASSIGN_OR_RETURN(auto ring,
-                            SharedRing::Open(std::move(passed_), layout, hello.ring_slots));
+                            SharedRing::Open(std::move(passed_.front()), layout, hello.ring_slots));
     ring_.emplace(std::move(ring));
   } else {
     reader_.ExpectPages(static_cast<size_t>(layout.page_bytes()));
   }
-  passed_ = FileDescriptor();
-  welcome_ = answer.verdict == Verdict::kWelcome;
-  AppendMessage(answer, out);
-  return absl::OkStatus();
+  if (device_.has_value()) {
+    absl::StatusOr<Staging> staging = Staging::Create(context_.mover, layout);
+    if (!staging.ok()) return absl::InvalidArgumentError(staging.status().message());
+    device_->StageIn(*std::move(staging));
+  }
+  return Verdict::kWelcome;
+}
+
+Verdict ReceiveSession::MapPool(const Hello& hello) {
+  const KvLayout& layout = context_.layout;
+  const auto page_bytes = static_cast<uint64_t>(layout.page_bytes());
+  const auto layers = static_cast<uint64_t>(layout.layers);
+  if (context_.mover == nullptr || hello.pool_pages > hello.pool_bytes / page_bytes / layers) {
+    return Verdict::kCannotMap;
+  }
+  MemoryHandle handle{.chunk_bytes = hello.pool_chunk_bytes, .bytes = hello.pool_bytes};
+  for (const FileDescriptor& chunk : passed_) handle.descriptors.push_back(chunk.get());
+  absl::StatusOr<DeviceBuffer> pool = context_.mover->Map(handle);
+  if (!pool.ok()) {
+    LogWarn("KV comes through the host: a sender's memory cannot be mapped",
+            {{"reason", pool.status()}});
+    return Verdict::kCannotMap;
+  }
+  pool_ = *std::move(pool);
+  pool_pages_ = hello.pool_pages;
+  reader_.ExpectMany();
+  return Verdict::kWelcome;
 }
 
 bool ReceiveSession::Copy(absl::Span<const std::byte> bytes, const LeaseTable::Arrival& arrival,
@@ -80,23 +135,36 @@ bool ReceiveSession::Copy(absl::Span<const std::byte> bytes, const LeaseTable::A
 absl::Status ReceiveSession::OnPage(const PageMessage& page, absl::string_view bytes,
                                     absl::Time now, std::string* out) {
   const auto* from = reinterpret_cast<const std::byte*>(bytes.data());
-  if (ring_.has_value()) {
-    if (page.bytes > static_cast<uint64_t>(context_.layout.page_bytes())) {
-      return absl::InvalidArgumentError(absl::StrCat("a page of ", page.bytes, " bytes; they have ",
-                                                     context_.layout.page_bytes(), " at most"));
-    }
-    from = ring_->Slot(consumed_);
+  if (ring_.has_value() && page.bytes > static_cast<uint64_t>(context_.layout.page_bytes())) {
+    return absl::InvalidArgumentError(absl::StrCat("a page of ", page.bytes, " bytes; they have ",
+                                                   context_.layout.page_bytes(), " at most"));
+  }
+  if (ring_.has_value()) from = ring_->Slot(consumed_);
+  if (pool_.memory != nullptr && page.page >= pool_pages_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("page ", page.page, " of a pool of ", pool_pages_, " pages"));
   }
   const LeaseTable::Arrival arrival =
       leases_.Start(page.header, static_cast<size_t>(page.bytes), now);
   Answer answer = arrival.answer;
   if (answer == Answer::kTaken) {
-    // What is verified is the copy: the sender could still change the ring.
-    const bool intact = Copy({from, arrival.target.size()}, arrival, page.header);
-    using Outcome = LeaseTable::Copy;
-    answer = leases_.Finish(page.header, intact ? Outcome::kIntact : Outcome::kDamaged, now);
+    if (pool_.memory != nullptr) {  // the layer is known to be one
+      from = pool_.As<std::byte>() + (page.header.layer * pool_pages_ + page.page) *
+                                         static_cast<uint64_t>(context_.layout.page_bytes());
+    }
+    if (device_.has_value()) {
+      device_->Add(page.header, arrival, from);
+    } else {
+      // What is verified is the copy: the sender could still change the ring.
+      const bool intact = Copy({from, arrival.target.size()}, arrival, page.header);
+      using Outcome = LeaseTable::Copy;
+      answer = leases_.Finish(page.header, intact ? Outcome::kIntact : Outcome::kDamaged, now);
+    }
+  } else if (device_.has_value()) {
+    device_->Skip();
   }
-  ++consumed_;
+  // Out of a pool pages are read later.
+  if (pool_.memory == nullptr) ++consumed_;
   if (answer != Answer::kTaken) {
     AppendMessage(AnswerMessage{.transfer = page.header.transfer, .answer = answer}, out);
   }

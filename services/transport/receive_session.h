@@ -8,10 +8,12 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "services/transport/device_pages.h"
 #include "services/transport/file_descriptor.h"
 #include "services/transport/kv_transfer.h"
 #include "services/transport/lease_table.h"
@@ -25,28 +27,42 @@ struct SessionContext {
   KvLayout layout;
   uint64_t incarnation = 0;
   bool checksums = true;
+  PageMover* mover = nullptr;  // null: the processor reaches the KV memory itself
 };
 
 class ReceiveSession {
  public:
-  // `shares_memory`: pages come in a ring that the hello brings, else behind their messages.
+  // `shares_memory`: pages come in memory that the hello brings, else behind their messages.
   // `context` and `leases` must outlive the session.
   ReceiveSession(const SessionContext* context, LeaseTable* leases, bool shares_memory)
-      : context_(*context), leases_(*leases), shares_memory_(shares_memory) {}
+      : context_(*context), leases_(*leases), shares_memory_(shares_memory) {
+    if (context->mover != nullptr) device_.emplace(context->mover, leases, context->checksums);
+  }
 
   // Where to read to.
   absl::Span<char> Room() { return reader_.Room(); }
-  // So many bytes have come, and perhaps a descriptor with them. Answers are appended to `out`, in
+  // So many bytes have come, and perhaps descriptors with them. Answers are appended to `out`, in
   // all never more bytes than came. InvalidArgument: this is no sender of ours, or one
-  // that is out of order; the connection is to be closed.
-  absl::Status Arrived(size_t bytes, FileDescriptor passed, absl::Time now, std::string* out);
+  // that is out of order; the connection is to be closed. REQUIRES may_read.
+  absl::Status Arrived(size_t bytes, std::vector<FileDescriptor> passed, absl::Time now,
+                       std::string* out);
+  // False: copies must end first.
+  bool may_read() const { return !device_.has_value() || device_->HasRoom(); }
+
+  // Whether copies are in flight: then Poll must be called every now and then, also when the
+  // connection has ended. Errors as Arrived.
+  bool busy() const { return device_.has_value() && device_->busy(); }
+  absl::Status Poll(absl::Time now, std::string* out);
 
   // Whether it said a hello that fits.
   bool welcome() const { return welcome_; }
 
  private:
+  absl::Status Read(absl::Time now, std::string* out);
   absl::Status On(const Message& message, absl::Time now, std::string* out);
   absl::Status OnHello(const Hello& hello, std::string* out);
+  absl::StatusOr<Verdict> Take(const Hello& hello);
+  Verdict MapPool(const Hello& hello);
   // Into the leased page; false: the checksum is another than the header's.
   bool Copy(absl::Span<const std::byte> bytes, const LeaseTable::Arrival& arrival,
             const PageHeader& header) const;
@@ -57,11 +73,15 @@ class ReceiveSession {
   LeaseTable& leases_;
   const bool shares_memory_;
   MessageReader reader_;
-  FileDescriptor passed_;  // until the hello
+  std::vector<FileDescriptor> passed_;  // until the hello
   std::optional<SharedRing> ring_;
+  DeviceBuffer pool_;  // of the sender
+  uint64_t pool_pages_ = 0;
+  std::optional<DevicePagesIn> device_;  // behind what it reads from
   bool greeted_ = false;
   bool welcome_ = false;
   uint64_t consumed_ = 0;  // pages
+  uint64_t consumed_told_ = 0;
 };
 
 }  // namespace sluice::transport

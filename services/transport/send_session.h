@@ -8,12 +8,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <memory>
 #include <optional>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "services/transport/device_pages.h"
 #include "services/transport/message_reader.h"
 #include "services/transport/receive_session.h"
 #include "services/transport/shared_ring.h"
@@ -27,11 +30,15 @@ class SendSession {
   // With a ring pages are copied into it, without one they are written to the socket. `context` and
   // `transfers` must outlive the session.
   SendSession(const SessionContext* context, TransferTable* transfers,
-              const TransferTable::Peer& peer, std::optional<SharedRing> ring)
-      : context_(*context), transfers_(*transfers), peer_(peer), ring_(std::move(ring)) {}
+              const TransferTable::Peer& peer, std::optional<SharedRing> ring);
+  // Over a Unix socket: the receiver is offered this process's whole pool, which `handle` names,
+  // to copy pages out of by itself; where it cannot, a ring.
+  SendSession(const SessionContext* context, TransferTable* transfers,
+              const TransferTable::Peer& peer, std::shared_ptr<const MemoryHandle> pool,
+              int64_t pool_pages);
 
-  // Once, first.
-  void Greet(SocketLink* link);
+  // Once, first. Errors: no memory for copies through the host.
+  absl::Status Greet(SocketLink* link);
   // Sends what there is to send, but no more than a few pages; true: there was something.
   absl::StatusOr<bool> Pump(SocketLink* link);
 
@@ -48,6 +55,9 @@ class SendSession {
  private:
   absl::StatusOr<bool> PumpRing(SocketLink* link);
   absl::StatusOr<bool> PumpSocket(SocketLink* link);
+  // The same for pages that a PageMover reads first, and out of the pool.
+  absl::StatusOr<bool> PumpDevice(SocketLink* link);
+  bool SendFromDevice(SocketLink* link);
   absl::Status On(const Message& message);
   void Heard() { silence_ = absl::ZeroDuration(); }
 
@@ -55,12 +65,19 @@ class SendSession {
   TransferTable& transfers_;
   const TransferTable::Peer peer_;
   std::optional<SharedRing> ring_;
+  std::shared_ptr<const MemoryHandle> pool_;  // null: not offered, or refused
+  int64_t pool_pages_ = 0;
+  std::optional<DevicePagesOut> device_;
   MessageReader reader_;
+  bool greet_again_ = false;
   bool welcome_ = false;
-  uint64_t in_ring_ = 0;                   // pages put there
-  uint64_t consumed_ = 0;                  // of them
-  std::optional<TransferTable::Job> job_;  // on its way into the socket
-  absl::Duration silence_;                 // while something was asked of the receiver
+  uint64_t shared_ = 0;                       // pages put into the ring, or told of in the pool
+  uint64_t consumed_ = 0;                     // of them
+  std::deque<TransferTable::Job> unread_;     // of the pool, told of and not consumed
+  absl::Duration unread_for_;                 // since one was consumed
+  std::optional<DevicePagesOut::Page> page_;  // staged, on its way into the socket
+  std::optional<TransferTable::Job> job_;     // on its way into the socket
+  absl::Duration silence_;                    // while something was asked of the receiver
   absl::Duration since_ping_;
   uint64_t pings_ = 0;
 };

@@ -59,7 +59,7 @@ INSTANTIATE_TEST_SUITE_P(Media, SendSessionTest, testing::Bool(),
 
 // A page that had been taken when the connection broke was never given back.
 TEST_P(SendSessionTest, GivesBackWhatItTookWhenTheConnectionBreaks) {
-  session_->Greet(&*link_);
+  ASSERT_EQ(session_->Greet(&*link_), absl::OkStatus());
   ASSERT_EQ(*session_->Pump(&*link_), false) << "not welcome yet";
   ASSERT_EQ(Hear(Welcome{}), absl::OkStatus());
   receiver_ = FileDescriptor();
@@ -74,7 +74,7 @@ TEST_P(SendSessionTest, GivesBackWhatItTookWhenTheConnectionBreaks) {
 }
 
 TEST_P(SendSessionTest, BelievesNoMoreSlotsThanThereAre) {
-  session_->Greet(&*link_);
+  ASSERT_EQ(session_->Greet(&*link_), absl::OkStatus());
   ASSERT_EQ(Hear(Welcome{}), absl::OkStatus());
   ASSERT_TRUE(*session_->Pump(&*link_));
   if (GetParam()) {
@@ -85,7 +85,7 @@ TEST_P(SendSessionTest, BelievesNoMoreSlotsThanThereAre) {
 }
 
 TEST_P(SendSessionTest, PingsAndGivesUpWhileSomethingIsAsked) {
-  session_->Greet(&*link_);
+  ASSERT_EQ(session_->Greet(&*link_), absl::OkStatus());
   ASSERT_EQ(Hear(Welcome{}), absl::OkStatus());
   const absl::Duration silence_max = absl::Milliseconds(900);
   const auto tick = [&] { return session_->Tick(absl::Milliseconds(100), silence_max, &*link_); };

@@ -19,7 +19,7 @@
 namespace sluice::transport {
 namespace {
 
-constexpr absl::string_view kEndpointPrefix = "sluice-kv-2:";
+constexpr absl::string_view kEndpointPrefix = "sluice-kv-3:";
 constexpr absl::string_view kUnixPrefix = "sluice-kv-";
 static_assert(kUnixPrefix.size() + 32 == SocketEndpoint::kUnixNameBytes);
 

@@ -42,7 +42,7 @@ uint16_t PortOf(int socket);
 // Of the process at the other end of a Unix socket; -1 when the system does not tell.
 int64_t PeerUser(int socket);
 
-// What a lease's endpoint says. Its text is "sluice-kv-2:", the incarnation (8 bytes), the name of
+// What a lease's endpoint says. Its text is "sluice-kv-3:", the incarnation (8 bytes), the name of
 // the Unix socket, and HOST:PORT. The digit is the version of the text and of the messages.
 struct SocketEndpoint {
   static constexpr size_t kUnixNameBytes = 42;

@@ -21,10 +21,10 @@ absl::Status Lost() {
 
 bool NotNow() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
 
-// Room for the one descriptor that a message carries.
+// Room for the descriptors that a message carries.
 union ControlBuffer {
   cmsghdr head;
-  char bytes[CMSG_SPACE(sizeof(int))];
+  char bytes[CMSG_SPACE(SocketLink::kDescriptorsMax * sizeof(int))];
 };
 
 iovec Part(const void* data, size_t size) { return {const_cast<void*>(data), size}; }
@@ -48,14 +48,14 @@ absl::Status SocketLink::Flush() {
     message.msg_iov = parts;
     message.msg_iovlen = std::size(parts);
     ControlBuffer control = {};
-    if (descriptor_ >= 0) {
+    if (const size_t size = descriptors_.size() * sizeof(int); size > 0) {
       message.msg_control = &control;
-      message.msg_controllen = CMSG_LEN(sizeof(int));
+      message.msg_controllen = CMSG_SPACE(size);
       cmsghdr* const head = CMSG_FIRSTHDR(&message);
       head->cmsg_level = SOL_SOCKET;
       head->cmsg_type = SCM_RIGHTS;
-      head->cmsg_len = CMSG_LEN(sizeof(int));
-      std::memcpy(CMSG_DATA(head), &descriptor_, sizeof(int));
+      head->cmsg_len = CMSG_LEN(size);
+      std::memcpy(CMSG_DATA(head), descriptors_.data(), size);
     }
     const ssize_t written = sendmsg(socket(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (written < 0 && errno == EINTR) continue;
@@ -63,7 +63,7 @@ absl::Status SocketLink::Flush() {
     if (written < 0) {
       blocked_ = true;
     } else {
-      descriptor_ = -1;
+      descriptors_.clear();
       Written(static_cast<size_t>(written));
     }
   }
@@ -83,24 +83,27 @@ void SocketLink::Written(size_t bytes) {
   written_ = bytes;
 }
 
-absl::StatusOr<size_t> SocketLink::Read(absl::Span<char> room, FileDescriptor* passed) {
+absl::StatusOr<size_t> SocketLink::Read(absl::Span<char> room,
+                                        std::vector<FileDescriptor>* passed) {
   iovec part = Part(room.data(), room.size());
   ControlBuffer control = {};
   msghdr message = {};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
   message.msg_control = &control;
-  // For one descriptor; the system closes any beyond it. (CMSG_SPACE would have room for two.)
-  message.msg_controllen = CMSG_LEN(sizeof(int));
+  // The system closes descriptors beyond these.
+  message.msg_controllen = CMSG_LEN(kDescriptorsMax * sizeof(int));
   const ssize_t got = recvmsg(socket(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (got < 0 && NotNow()) return 0;
   if (got < 0) return Lost();
   const cmsghdr* const head = CMSG_FIRSTHDR(&message);
-  if (head != nullptr && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS &&
-      head->cmsg_len >= CMSG_LEN(sizeof(int))) {
-    int descriptor = -1;
-    std::memcpy(&descriptor, CMSG_DATA(head), sizeof(int));
-    *passed = FileDescriptor(descriptor);
+  if (head != nullptr && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS) {
+    const size_t count = (head->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int descriptor = -1;
+      std::memcpy(&descriptor, CMSG_DATA(head) + i * sizeof(int), sizeof(int));
+      passed->emplace_back(descriptor);
+    }
   }
   if (got == 0) return absl::UnavailableError("the other side has closed the connection");
   return static_cast<size_t>(got);

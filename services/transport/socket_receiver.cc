@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 #include <vector>
@@ -130,17 +131,26 @@ void SocketReceiver::Admit(FileDescriptor socket, bool shares_memory) {
 absl::Status SocketReceiver::Serve(uint64_t id, Connection* connection, absl::Time now) {
   SocketLink& link = connection->link;
   SLUICE_RETURN_IF_ERROR(link.Flush());
-  if (link.queued_bytes() < kOutputMax) {
-    FileDescriptor passed;
+  std::string out;
+  if (MayRead(*connection)) {
+    std::vector<FileDescriptor> passed;
     SLUICE_ASSIGN_OR_RETURN(const size_t bytes, link.Read(connection->session.Room(), &passed));
-    std::string out;
     SLUICE_RETURN_IF_ERROR(connection->session.Arrived(bytes, std::move(passed), now, &out));
-    link.Queue(out);
-    SLUICE_RETURN_IF_ERROR(link.Flush());
     if (connection->session.welcome()) strangers_.erase(id);
   }
+  return Answer(id, connection, out);
+}
+
+bool SocketReceiver::MayRead(const Connection& connection) {
+  return connection.link.queued_bytes() < kOutputMax && connection.session.may_read();
+}
+
+absl::Status SocketReceiver::Answer(uint64_t id, Connection* connection, const std::string& out) {
+  SocketLink& link = connection->link;
+  link.Queue(out);
+  SLUICE_RETURN_IF_ERROR(link.Flush());
   const uint32_t interest =
-      (link.queued_bytes() < kOutputMax ? EPOLLIN : 0u) | (link.output_queued() ? EPOLLOUT : 0u);
+      (MayRead(*connection) ? EPOLLIN : 0u) | (link.output_queued() ? EPOLLOUT : 0u);
   if (interest != connection->interest) {
     connection->interest = interest;
     poller_.Change(link.socket(), Poller::Owner::kReceiver, id, interest);
@@ -148,10 +158,37 @@ absl::Status SocketReceiver::Serve(uint64_t id, Connection* connection, absl::Ti
   return absl::OkStatus();
 }
 
+void SocketReceiver::Pump(absl::Time now) {
+  if (context_.mover == nullptr) return;
+  std::vector<std::pair<uint64_t, absl::Status>> lost;
+  copying_ = false;
+  for (auto& [id, connection] : connections_) {
+    if (!connection->session.busy()) continue;
+    std::string out;
+    absl::Status status = connection->session.Poll(now, &out);
+    if (status.ok()) status = Answer(id, connection.get(), out);
+    if (!status.ok()) lost.emplace_back(id, status);
+    copying_ |= connection->session.busy();
+  }
+  for (const auto& [id, status] : lost) Close(id, status);
+  for (auto& connection : leaving_) {
+    std::string unsaid;
+    (void)connection->session.Poll(now, &unsaid);
+  }
+  leaving_.erase(std::remove_if(leaving_.begin(), leaving_.end(),
+                                [](const auto& gone) { return !gone->session.busy(); }),
+                 leaving_.end());
+  copying_ |= !leaving_.empty();
+}
+
 void SocketReceiver::Close(uint64_t id, const absl::Status& status) {
   const auto found = connections_.find(id);
   poller_.Remove(found->second->link.socket());
   const bool was_welcome = found->second->session.welcome();
+  if (found->second->session.busy()) {
+    found->second->link = SocketLink(FileDescriptor());
+    leaving_.push_back(std::move(found->second));
+  }
   connections_.erase(found);
   strangers_.erase(id);
   connection_count_ = static_cast<int64_t>(connections_.size());

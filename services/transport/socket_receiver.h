@@ -11,6 +11,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
@@ -38,7 +39,9 @@ class SocketReceiver {
   void OnEvent(uint64_t id, uint32_t events, absl::Time now);
   // Every now and then while NeedsTicks.
   void Tick(absl::Duration since_last);
-  bool NeedsTicks() const { return !strangers_.empty() || paused_; }
+  bool NeedsTicks() const { return !strangers_.empty() || paused_ || copying_; }
+  // Looks at copies into memory that the processor does not reach.
+  void Pump(absl::Time now);
 
   int64_t connections() const { return connection_count_; }
   int64_t refused() const { return refused_count_; }
@@ -54,6 +57,8 @@ class SocketReceiver {
   void Accept(int listener, bool shares_memory);
   void Admit(FileDescriptor socket, bool shares_memory);
   absl::Status Serve(uint64_t id, Connection* connection, absl::Time now);
+  static bool MayRead(const Connection& connection);
+  absl::Status Answer(uint64_t id, Connection* connection, const std::string& out);
   void Close(uint64_t id, const absl::Status& status);
   void Refused(const absl::Status& status);
   void Pause(bool pause);
@@ -64,7 +69,9 @@ class SocketReceiver {
   SocketEndpoint endpoint_;
   FileDescriptor tcp_, unix_;
   absl::flat_hash_map<uint64_t, std::unique_ptr<Connection>> connections_;
-  std::set<uint64_t> strangers_;  // without a hello that fits; the oldest first
+  std::set<uint64_t> strangers_;                      // without a hello that fits; the oldest first
+  std::vector<std::unique_ptr<Connection>> leaving_;  // closed, with copies in flight
+  bool copying_ = false;                              // as of the last Pump
   uint64_t next_id_;
   bool paused_ = false;  // nobody is let in until the next tick
 

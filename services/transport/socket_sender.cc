@@ -13,10 +13,12 @@
 namespace sluice::transport {
 
 SocketSender::SocketSender(const SessionContext* context, TransferTable* transfers, Poller* poller,
-                           Medium medium, absl::Duration silence_max)
+                           std::shared_ptr<const MemoryHandle> pool, Medium medium,
+                           absl::Duration silence_max)
     : context_(*context),
       transfers_(*transfers),
       poller_(*poller),
+      pool_(std::move(pool)),
       medium_(medium),
       silence_max_(silence_max) {}
 
@@ -52,7 +54,7 @@ void SocketSender::OnEvent(uint64_t id, uint32_t events) {
 }
 
 absl::Status SocketSender::Read(Connection* connection) {
-  FileDescriptor unwanted;
+  std::vector<FileDescriptor> unwanted;
   SLUICE_ASSIGN_OR_RETURN(const size_t bytes,
                           connection->link.Read(connection->session.Room(), &unwanted));
   return connection->session.Arrived(bytes);
@@ -96,13 +98,16 @@ void SocketSender::Connect(const TransferTable::Peer& peer) {
   if (made.ok() && !poller_.Add((*made)->link.socket(), Poller::Owner::kSender, peer.id, EPOLLIN)) {
     made = absl::UnavailableError("the system cannot watch another socket");
   }
+  if (made.ok()) {
+    const absl::Status greeted = (*made)->session.Greet(&(*made)->link);  // goes out with a Pump
+    if (!greeted.ok()) made = absl::UnavailableError(greeted.message());
+  }
   if (!made.ok()) {
     transfers_.FailPeer(peer.id, made.status());
     return;
   }
   Connection& connection = *connections_.emplace(peer.id, *std::move(made)).first->second;
   connection.interest = EPOLLIN;
-  connection.session.Greet(&connection.link);  // goes out with the next Pump
 }
 
 absl::StatusOr<std::unique_ptr<SocketSender::Connection>> SocketSender::ConnectTo(
@@ -129,6 +134,11 @@ absl::StatusOr<std::unique_ptr<SocketSender::Connection>> SocketSender::ConnectB
   const int64_t user = PeerUser(socket.get());
   if (user != int64_t{geteuid()} && geteuid() != 0) {
     return absl::UnavailableError(absl::StrCat("the receiver is a process of user ", user));
+  }
+  if (context_.mover != nullptr && pool_ != nullptr && medium_ != Medium::kSharedMemory) {
+    return std::make_unique<Connection>(Connection{
+        .link = SocketLink(std::move(socket)),
+        .session = SendSession(&context_, &transfers_, peer, pool_, context_.layout.pages)});
   }
   SLUICE_ASSIGN_OR_RETURN(SharedRing ring, SharedRing::Create(context_.layout));
   return std::make_unique<Connection>(

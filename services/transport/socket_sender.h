@@ -22,9 +22,9 @@ namespace sluice::transport {
 
 class SocketSender {
  public:
-  // All must outlive the sender.
+  // All must outlive the sender. `pool`: how others map this process's pool, or null.
   SocketSender(const SessionContext* context, TransferTable* transfers, Poller* poller,
-               Medium medium, absl::Duration silence_max);
+               std::shared_ptr<const MemoryHandle> pool, Medium medium, absl::Duration silence_max);
   ~SocketSender();
 
   // Connects to new receivers and sends what there is; false: there was nothing to do.
@@ -52,6 +52,7 @@ class SocketSender {
   const SessionContext& context_;
   TransferTable& transfers_;
   Poller& poller_;
+  const std::shared_ptr<const MemoryHandle> pool_;
   const Medium medium_;
   const absl::Duration silence_max_;
   absl::flat_hash_map<PeerId, std::unique_ptr<Connection>> connections_;

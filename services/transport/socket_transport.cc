@@ -24,6 +24,8 @@ namespace {
 constexpr absl::Duration kTick = absl::Milliseconds(20);  // of deadlines and silence
 constexpr absl::Duration kIdle = absl::Minutes(1);
 constexpr absl::Duration kSpin = absl::Microseconds(20);  // before sleeping
+// Of pages that a PageMover reads: what a receiver's GPU reads while messages go to and fro.
+constexpr TransferLimits kDeviceLimits{.outstanding_bytes = 256 << 20};
 
 absl::Time SteadyNow() {
   return absl::UnixEpoch() + absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
@@ -66,6 +68,7 @@ class SocketTransport final : public KvTransport, KvSender, KvReceiver {
   const std::string host_;
   const FileDescriptor wake_{eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
   std::string endpoint_;
+  const std::unique_ptr<PageMover> mover_;  // before those who use it, behind what it wakes
   LeaseTable leases_;
   TransferTable transfers_;
   std::atomic<bool> woken_{false};
@@ -83,12 +86,18 @@ class SocketTransport final : public KvTransport, KvSender, KvReceiver {
 SocketTransport::SocketTransport(SocketOptions options)
     : context_{.layout = options.memory.layout,
                .incarnation = options.incarnation,
-               .checksums = options.checksums},
+               .checksums = options.checksums,
+               .mover = options.mover.get()},
       host_(std::move(options.host)),
+      mover_(std::move(options.mover)),
       leases_(options.memory, options.incarnation, [this] { Wake(); }),
-      transfers_(options.memory, {}, [this] { Wake(); }),
+      transfers_(options.memory, context_.mover != nullptr ? kDeviceLimits : TransferLimits{},
+                 [this] { Wake(); }),
       receiver_(&context_, &leases_, &poller_),
-      sender_(&context_, &transfers_, &poller_, options.medium, options.silence_max) {}
+      sender_(&context_, &transfers_, &poller_, options.memory.handle, options.medium,
+              options.silence_max) {
+  if (mover_ != nullptr) mover_->SetWake([this] { Wake(); });
+}
 
 absl::Status SocketTransport::Start() {
   if (!wake_.valid() || !poller_.valid() ||
@@ -153,6 +162,7 @@ void SocketTransport::Run() {
       sender_.Tick(since_last);
       watching_ = transfers_.Expire(now);
     }
+    receiver_.Pump(now);
     worked |= sender_.Pump();
     leases_.RunReady();
     transfers_.RunEnded();

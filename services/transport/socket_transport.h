@@ -17,15 +17,18 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kernels/ops/page_mover.h"
 #include "services/transport/kv_transfer.h"
 
 namespace sluice::transport {
 
-// What a sender uses.
+// What a sender uses: the best that reaches a receiver, a ring of shared memory, TCP.
 enum class Medium { kBest, kSharedMemory, kTcp };
 
 struct SocketOptions {
   KvMemory memory;
+  // Where the processor does not reach `memory`: moves pages out of it and into it.
+  std::unique_ptr<PageMover> mover;
   uint64_t incarnation = 0;  // of this process, drawn at random when it starts
   // IP address of this machine under which senders reach it; a free port is taken.
   std::string host = "127.0.0.1";

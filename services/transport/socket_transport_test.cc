@@ -21,28 +21,43 @@
 namespace sluice::transport {
 namespace {
 
+// With a `kind` of device memory the processor is taken not to reach the pools.
+enum class Device { kNone, kMapped, kNotMapped };
+
 class SocketNetwork final : public TestNetwork {
  public:
-  explicit SocketNetwork(Medium medium) : medium_(medium) {}
+  explicit SocketNetwork(Medium medium, Device device = Device::kNone)
+      : medium_(medium), device_(device) {
+    if (device == Device::kNotMapped) faults_->RefuseMaps();
+  }
   std::unique_ptr<KvTransport> Join(const KvMemory& memory, uint64_t incarnation) override {
-    auto transport =
-        MakeSocketTransport({.memory = memory, .incarnation = incarnation, .medium = medium_});
+    SocketOptions options{.memory = memory, .incarnation = incarnation, .medium = medium_};
+    if (device_ != Device::kNone) options.mover = std::make_unique<MemoryMover>(faults_);
+    auto transport = MakeSocketTransport(std::move(options));
     EXPECT_TRUE(transport.ok()) << transport.status();
     return *std::move(transport);
   }
+  MemoryMoverFaults& faults() { return *faults_; }
 
  private:
   const Medium medium_;
+  const Device device_;
+  const std::shared_ptr<MemoryMoverFaults> faults_ = std::make_shared<MemoryMoverFaults>();
 };
 
-TestNetworkMaker Over(std::string name, Medium medium) {
-  return {std::move(name), [medium] { return std::make_unique<SocketNetwork>(medium); }};
+TestNetworkMaker Over(std::string name, Medium medium, Device device = Device::kNone) {
+  return {std::move(name),
+          [medium, device] { return std::make_unique<SocketNetwork>(medium, device); }};
 }
 
-INSTANTIATE_TEST_SUITE_P(Socket, KvTransferTest,
-                         testing::Values(Over("shared_memory", Medium::kSharedMemory),
-                                         Over("tcp", Medium::kTcp)),
-                         NetworkName);
+INSTANTIATE_TEST_SUITE_P(
+    Socket, KvTransferTest,
+    testing::Values(Over("shared_memory", Medium::kSharedMemory), Over("tcp", Medium::kTcp),
+                    Over("device", Medium::kBest, Device::kMapped),
+                    Over("device_out_of_reach", Medium::kBest, Device::kNotMapped),
+                    Over("device_staged_shared_memory", Medium::kSharedMemory, Device::kMapped),
+                    Over("device_staged_tcp", Medium::kTcp, Device::kMapped)),
+    NetworkName);
 
 TEST(SocketTransport, SaysWhatIsWrongWhenItCannotStart) {
   const KvLayout layout{.layers = 1, .pages = 1, .page_rows = 4, .row_bytes = 40};
@@ -87,8 +102,8 @@ v1::Lease LeaseOfAll(const Side& side, uint64_t id) {
 }
 
 // Leases all its pages, says so on its standard output, and waits to be killed.
-void BeTheReceiver() {
-  SocketNetwork network(Medium::kBest);
+void BeTheReceiver(Device device) {
+  SocketNetwork network(Medium::kBest, device);
   Side side(&network, kLayout, 22);
   const v1::Lease lease = LeaseOfAll(side, 1);
   Box<LeaseResult> done;
@@ -100,8 +115,8 @@ void BeTheReceiver() {
 }
 
 // Reads leases of all pages from its standard input and sends what they want.
-void BeTheSender(Medium medium) {
-  SocketNetwork network(medium);
+void BeTheSender(Medium medium, Device device) {
+  SocketNetwork network(medium, device);
   Side side(&network, kLayout, 11);
   while (true) {
     const v1::Lease lease = ReadLease(STDIN_FILENO);
@@ -152,13 +167,18 @@ class Child {
   int in_ = -1, out_ = -1;
 };
 
-class KilledReceiverTest : public testing::TestWithParam<std::pair<Medium, int>> {};
+struct Kill {
+  Medium medium;
+  int signal;
+  Device device = Device::kNone;
+};
+class KilledReceiverTest : public testing::TestWithParam<Kill> {};
 
 TEST_P(KilledReceiverTest, IsNoticedWithinASecond) {
-  const auto [medium, signal] = GetParam();
-  Child receiver("receiver");
+  const auto [medium, signal, device] = GetParam();
+  Child receiver(device == Device::kNone ? "receiver" : "device receiver");
   const v1::Lease lease = ReadLease(receiver.out());
-  SocketNetwork network(medium);
+  SocketNetwork network(medium, device);
   Side from(&network, kLayout, 11);
   Box<absl::Status> sent, again;
   const TransferId transfer = from.Begin(lease, sent);
@@ -189,10 +209,10 @@ void WaitUntilFull(const KvSender& sender) {
 
 // Nothing but the peer's silence gives back pages that are on their way to it.
 TEST_P(KilledReceiverTest, AnAbortedTransferGivesItsPagesBack) {
-  const auto [medium, signal] = GetParam();
-  Child receiver("receiver");
+  const auto [medium, signal, device] = GetParam();
+  Child receiver(device == Device::kNone ? "receiver" : "device receiver");
   const v1::Lease lease = ReadLease(receiver.out());
-  SocketNetwork network(medium);
+  SocketNetwork network(medium, device);
   Side from(&network, kLayout, 11);
   KvSender& sender = from.transport->sender();
   Box<absl::Status> sent;
@@ -220,11 +240,11 @@ class KilledSenderTest : public KilledReceiverTest {};
 // A sender that ends or hangs in the middle of its pages holds nothing up: not the fence, not the
 // pages, not other senders.
 TEST_P(KilledSenderTest, HoldsNothingUp) {
-  const auto [medium, signal] = GetParam();
-  SocketNetwork network(medium);
+  const auto [medium, signal, device] = GetParam();
+  SocketNetwork network(medium, device);
   Side to(&network, kLayout, 22);
   KvReceiver& receiver = to.transport->receiver();
-  Child sender(medium == Medium::kTcp ? "tcp" : "memory");
+  Child sender(device != Device::kNone ? "device" : medium == Medium::kTcp ? "tcp" : "memory");
   const v1::Lease lease = LeaseOfAll(to, 1);
   Box<LeaseResult> done, next_done;
   ASSERT_EQ(to.Open(lease, kLayout.pages * kLayout.page_rows, done), absl::OkStatus());
@@ -256,15 +276,18 @@ TEST_P(KilledSenderTest, HoldsNothingUp) {
 }
 
 const auto kKills = testing::Values(
-    std::pair(Medium::kSharedMemory, SIGKILL), std::pair(Medium::kSharedMemory, SIGSTOP),
-    std::pair(Medium::kTcp, SIGKILL), std::pair(Medium::kTcp, SIGSTOP));
+    Kill{Medium::kSharedMemory, SIGKILL}, Kill{Medium::kSharedMemory, SIGSTOP},
+    Kill{Medium::kTcp, SIGKILL}, Kill{Medium::kTcp, SIGSTOP},
+    Kill{Medium::kBest, SIGKILL, Device::kMapped}, Kill{Medium::kBest, SIGSTOP, Device::kMapped});
 INSTANTIATE_TEST_SUITE_P(Socket, KilledReceiverTest, kKills);
 INSTANTIATE_TEST_SUITE_P(Socket, KilledSenderTest, kKills);
 
 void BeTheChild(absl::string_view what) {
-  if (what == "receiver") BeTheReceiver();
-  if (what == "memory") BeTheSender(Medium::kSharedMemory);
-  if (what == "tcp") BeTheSender(Medium::kTcp);
+  if (what == "receiver") BeTheReceiver(Device::kNone);
+  if (what == "device receiver") BeTheReceiver(Device::kMapped);
+  if (what == "memory") BeTheSender(Medium::kSharedMemory, Device::kNone);
+  if (what == "tcp") BeTheSender(Medium::kTcp, Device::kNone);
+  if (what == "device") BeTheSender(Medium::kBest, Device::kMapped);
 }
 
 }  // namespace

@@ -221,7 +221,9 @@ std::optional<TransferTable::Job> TransferTable::Take(PeerId peer_id) {
                             .transfer = queued.transfer,
                             .layer = static_cast<uint32_t>(write.layer),
                             .index = static_cast<uint32_t>(write.index)},
-                 .bytes = bytes};
+                 .bytes = bytes,
+                 .page = write.page,
+                 .after = write.after};
     }
     peer->pages.pop_front();  // of a transfer that has ended
     --stats_.queued_pages;

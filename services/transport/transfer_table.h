@@ -66,6 +66,8 @@ class TransferTable {
     uint64_t checksum_key = 0;
     PageHeader header;  // without checksum: see Seal
     absl::Span<const std::byte> bytes;
+    int64_t page = 0;   // of this process's pool, in the header's layer
+    StreamPoint after;  // from there on the bytes are what is to be sent
   };
   // The next page for this peer, or nothing when none waits or too many bytes are outstanding.
   std::optional<Job> Take(PeerId peer);

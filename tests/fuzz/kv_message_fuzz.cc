@@ -94,16 +94,14 @@ Outcome Receive(absl::string_view bytes, size_t piece, bool shares_memory) {
   Check(leases.Open(TheLease(), kLayout.page_rows, [](const LeaseResult&) {}).ok());
   const SessionContext context{.layout = kLayout, .incarnation = kIncarnation, .checksums = false};
   ReceiveSession session(&context, &leases, shares_memory);
-  FileDescriptor passed;
-  if (shares_memory) passed = FileDescriptor(fcntl(ring.descriptor(), F_DUPFD_CLOEXEC, 0));
+  std::vector<FileDescriptor> passed;
+  if (shares_memory) passed.emplace_back(fcntl(ring.descriptor(), F_DUPFD_CLOEXEC, 0));
   std::string said;
   size_t came = 0;
   Outcome outcome;
   outcome.taken = Feed(&session, bytes, piece, [&](size_t size) {
     came += size;
-    const bool ok =
-        session.Arrived(size, std::exchange(passed, FileDescriptor()), absl::UnixEpoch(), &said)
-            .ok();
+    const bool ok = session.Arrived(size, std::exchange(passed, {}), absl::UnixEpoch(), &said).ok();
     Check(said.size() <= came);
     return ok;
   });

@@ -1,0 +1,186 @@
+#include "services/transport/device_pages.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "kernels/base/status.h"
+#include "services/transport/page_checksum.h"
+
+namespace sluice::transport {
+namespace {
+
+constexpr size_t kBatchesAtOnce = 4;  // of one connection
+constexpr int64_t kStagingBytes = 16 << 20;
+constexpr int64_t kSlotsMin = 4;
+constexpr int64_t kSlotsMax = 1024;
+constexpr int64_t kAlignment = 128;
+
+}  // namespace
+
+absl::StatusOr<Staging> Staging::Create(PageMover* mover, const KvLayout& layout) {
+  const int64_t slot_bytes = (layout.page_bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  const int64_t slots = std::clamp(kStagingBytes / slot_bytes, kSlotsMin, kSlotsMax);
+  Staging staging;
+  SLUICE_ASSIGN_OR_RETURN(staging.memory_,
+                          mover->AllocateStaging(static_cast<size_t>(slots * slot_bytes)));
+  staging.quarter_ = static_cast<size_t>(slots) / 4;
+  for (int64_t slot = slots - 1; slot >= 0; --slot) {
+    staging.free_.push_back(staging.memory_.As<std::byte>() + slot * slot_bytes);
+  }
+  return staging;
+}
+
+std::byte* Staging::Take() {
+  std::byte* const slot = free_.back();
+  free_.pop_back();
+  return slot;
+}
+
+// --- Out ---
+
+absl::StatusOr<bool> DevicePagesOut::Work() {
+  const size_t done = done_.size();
+  SLUICE_RETURN_IF_ERROR(Collect());
+  SLUICE_ASSIGN_OR_RETURN(const bool started, Start());
+  return started || done_.size() > done;
+}
+
+absl::Status DevicePagesOut::Collect() {
+  while (!batches_.empty()) {
+    Batch& batch = batches_.front();
+    SLUICE_ASSIGN_OR_RETURN(const bool there, batch.copies->Done());
+    if (!there) break;
+    for (size_t i = 0; i < batch.pages.size(); ++i) {
+      Page& page = batch.pages[i];
+      TransferTable::Job& job = page.job;
+      if (checksums_) {
+        job.header.checksum = FinishChecksum(job.checksum_key, job.header.tag(), job.bytes.size(),
+                                             batch.copies->sums(i));
+      }
+      if (page.staged != nullptr) {
+        transfers_.Sent(job, absl::OkStatus());
+        job.bytes = {page.staged, job.bytes.size()};
+      }
+      done_.push_back(page);
+    }
+    batches_.pop_front();
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> DevicePagesOut::Start() {
+  if (batches_.size() >= kBatchesAtOnce || !mover_.HasRoom()) return false;
+  size_t copies_max = PageMover::kCopiesMax;
+  if (staging_.has_value()) copies_max = std::min(copies_max, staging_->quarter());
+  if (staging_.has_value() && staging_->free() < copies_max) return false;
+  Batch batch;
+  std::vector<PageCopy> copies;
+  StreamPoint after;
+  while (copies.size() < copies_max) {
+    const std::optional<TransferTable::Job> job = transfers_.Take(peer_);
+    if (!job.has_value()) break;
+    Page& page = batch.pages.emplace_back(Page{.job = *job});
+    if (staging_.has_value()) page.staged = staging_->Take();
+    copies.push_back({.from = job->bytes.data(),
+                      .to = page.staged,
+                      .bytes = job->bytes.size(),
+                      .key = ExpandKey(job->checksum_key),
+                      .sum = checksums_});
+    after.number = std::max(after.number, job->after.number);
+  }
+  if (copies.empty()) return false;
+  absl::StatusOr<std::unique_ptr<PageBatch>> queued = mover_.Queue(copies, after);
+  if (!queued.ok()) {
+    for (const Page& page : batch.pages) transfers_.Sent(page.job, queued.status());
+    return queued.status();
+  }
+  batch.copies = *std::move(queued);
+  batches_.push_back(std::move(batch));
+  return true;
+}
+
+std::optional<DevicePagesOut::Page> DevicePagesOut::Next() {
+  if (done_.empty()) return std::nullopt;
+  const Page page = done_.front();
+  done_.pop_front();
+  return page;
+}
+
+void DevicePagesOut::Fail(const absl::Status& status) {
+  for (Batch& batch : batches_) {
+    batch.copies.reset();  // waits
+    for (const Page& page : batch.pages) transfers_.Sent(page.job, status);
+  }
+  batches_.clear();
+  for (const Page& page : done_) {
+    if (page.staged == nullptr) transfers_.Sent(page.job, status);
+  }
+  done_.clear();
+}
+
+// --- In ---
+
+bool DevicePagesIn::HasRoom() const {
+  return pending_.count < PageMover::kCopiesMax && batches_.size() < kBatchesAtOnce &&
+         (!staging_.has_value() || staging_->HasFree());
+}
+
+void DevicePagesIn::Add(const PageHeader& header, const LeaseTable::Arrival& arrival,
+                        const std::byte* from) {
+  Page page{.header = header, .checksum_key = arrival.checksum_key};
+  if (staging_.has_value()) {
+    page.staged = staging_->Take();
+    std::memcpy(page.staged, from, arrival.target.size());
+    from = page.staged;
+  }
+  pending_.copies.push_back({.from = from,
+                             .to = arrival.target.data(),
+                             .bytes = arrival.target.size(),
+                             .key = ExpandKey(arrival.checksum_key),
+                             .sum = checksums_});
+  pending_.pages.push_back(page);
+  ++pending_.count;
+}
+
+void DevicePagesIn::Flush() {
+  if (pending_.count == 0) return;
+  if (!pending_.copies.empty()) {
+    if (!mover_.HasRoom()) return;
+    absl::StatusOr<std::unique_ptr<PageBatch>> queued = mover_.Queue(pending_.copies, {});
+    if (queued.ok()) pending_.batch = *std::move(queued);
+  }
+  batches_.push_back(std::exchange(pending_, {}));
+}
+
+size_t DevicePagesIn::Collect(absl::Time now,
+                              absl::FunctionRef<void(const PageHeader&, Answer)> answer) {
+  size_t count = 0;
+  while (!batches_.empty()) {
+    Batch& batch = batches_.front();
+    if (batch.batch != nullptr) {
+      const absl::StatusOr<bool> there = batch.batch->Done();
+      if (there.ok() && !*there) break;
+      if (!there.ok()) batch.batch.reset();  // the device is of no more use
+    }
+    for (size_t i = 0; i < batch.pages.size(); ++i) {
+      const Page& page = batch.pages[i];
+      using Outcome = LeaseTable::Copy;
+      Outcome outcome = Outcome::kBroken;
+      if (batch.batch != nullptr) {
+        const bool intact =
+            !checksums_ ||
+            FinishChecksum(page.checksum_key, page.header.tag(), batch.copies[i].bytes,
+                           batch.batch->sums(i)) == page.header.checksum;
+        outcome = intact ? Outcome::kIntact : Outcome::kDamaged;
+      }
+      if (page.staged != nullptr) staging_->Return(page.staged);
+      answer(page.header, leases_.Finish(page.header, outcome, now));
+    }
+    count += batch.count;
+    batches_.pop_front();
+  }
+  return count;
+}
+
+}  // namespace sluice::transport

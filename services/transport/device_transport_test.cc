@@ -1,0 +1,170 @@
+// KV transfer between memories that the processor does not reach, with an in-memory twin of the
+// device: what holds of copies that are in flight when something else happens.
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "services/transport/kv_transfer_cases.h"
+#include "services/transport/memory_mover.h"
+#include "services/transport/socket_transport.h"
+
+namespace sluice::transport {
+
+// Of the common cases only what they are made of is used here.
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(KvTransferTest);
+
+namespace {
+
+constexpr KvLayout kLayout{.layers = 3, .pages = 8, .page_rows = 4, .row_bytes = 40};
+
+// Where every process has a device of its own.
+class DeviceNetwork final : public TestNetwork {
+ public:
+  explicit DeviceNetwork(Medium medium) : medium_(medium) {}
+  std::unique_ptr<KvTransport> Join(const KvMemory& memory, uint64_t incarnation) override {
+    faults.push_back(std::make_shared<MemoryMoverFaults>());
+    auto transport = MakeSocketTransport({.memory = memory,
+                                          .mover = std::make_unique<MemoryMover>(faults.back()),
+                                          .incarnation = incarnation,
+                                          .medium = medium_});
+    EXPECT_TRUE(transport.ok()) << transport.status();
+    return *std::move(transport);
+  }
+  std::vector<std::shared_ptr<MemoryMoverFaults>> faults;  // by the order of joining
+
+ private:
+  const Medium medium_;
+};
+
+class DeviceTransportTest : public testing::TestWithParam<Medium> {
+ protected:
+  MemoryMoverFaults& sender_device() { return *network_.faults[0]; }
+  MemoryMoverFaults& receiver_device() { return *network_.faults[1]; }
+  KvReceiver& receiver() { return to_->transport->receiver(); }
+  KvSender& sender() { return from_->transport->sender(); }
+
+  void Begin(const std::vector<uint32_t>& pages, uint64_t id = 1) {
+    lease_ = to_->MakeLease(id, 0, pages);
+    ASSERT_EQ(to_->Open(lease_, 4 * lease_.pages_size(), done_), absl::OkStatus());
+    transfer_ = from_->Begin(lease_, sent_);
+    ASSERT_EQ(sender().Write(transfer_, AllWrites(kLayout, lease_, 4)), absl::OkStatus());
+  }
+  static void WaitUntilItHolds(const MemoryMoverFaults& device) {
+    const absl::Time end = absl::Now() + kPatience;
+    while (!device.holds()) {
+      ASSERT_LT(absl::Now(), end);
+      std::this_thread::yield();
+    }
+  }
+
+  DeviceNetwork network_{GetParam()};
+  std::unique_ptr<Side> from_ = std::make_unique<Side>(&network_, kLayout, 11);
+  std::unique_ptr<Side> to_ = std::make_unique<Side>(&network_, kLayout, 22);
+  v1::Lease lease_;
+  TransferId transfer_ = 0;
+  Box<LeaseResult> done_;
+  Box<absl::Status> sent_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Media, DeviceTransportTest,
+                         testing::Values(Medium::kBest, Medium::kSharedMemory, Medium::kTcp),
+                         [](const auto& info) {
+                           return std::string(info.param == Medium::kBest  ? "mapped"
+                                              : info.param == Medium::kTcp ? "tcp"
+                                                                           : "shared_memory");
+                         });
+
+TEST_P(DeviceTransportTest, ADamagedCopyIsRefused) {
+  receiver_device().DamageNextCopy();
+  Begin({1, 2});
+  const auto result = done_.Wait();
+  ASSERT_TRUE(result.has_value());
+  EXPECT_EQ(result->status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(CodeOf(sent_), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(receiver().Close(1, kPatience), absl::OkStatus());
+}
+
+// The fence waits for copies that the device has not made yet.
+TEST_P(DeviceTransportTest, CloseWaitsForCopiesInFlight) {
+  receiver_device().Hold(true);
+  const std::string before = to_->pool.Copy();
+  Begin({1, 2});
+  WaitUntilItHolds(receiver_device());
+  const absl::Status closed = receiver().Close(1, absl::ZeroDuration());
+  EXPECT_EQ(closed.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_TRUE(before == to_->pool.Copy());
+  receiver_device().Hold(false);
+  EXPECT_EQ(receiver().Close(1, kPatience), absl::OkStatus());
+  const std::string fenced = to_->pool.Copy();
+  EXPECT_EQ(CodeOf(sent_), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(fenced == to_->pool.Copy());
+  EXPECT_FALSE(done_.Has());
+}
+
+// The sender goes while the receiver's device still has copies to make: they end, nothing else of
+// it comes, and the pages are free.
+TEST_P(DeviceTransportTest, ASenderThatGoesLeavesNothingInFlight) {
+  receiver_device().Hold(true);
+  Begin({1, 2});
+  WaitUntilItHolds(receiver_device());
+  const absl::Time end = absl::Now() + kPatience;
+  from_.reset();
+  while (receiver().receiver_stats().connections > 0 && absl::Now() < end) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(receiver().receiver_stats().connections, 0);
+  EXPECT_EQ(receiver().Close(1, absl::ZeroDuration()).code(), absl::StatusCode::kDeadlineExceeded);
+  receiver_device().Hold(false);
+  EXPECT_EQ(receiver().Close(1, kPatience), absl::OkStatus());
+}
+
+// Pages that the sender reads, once they are named, are its own until it has read them.
+TEST_P(DeviceTransportTest, AnAbortedTransferWaitsForItsOwnDevice) {
+  sender_device().Hold(true);
+  Begin({1, 2});
+  WaitUntilItHolds(sender_device());
+  sender().Abort(transfer_);
+  absl::SleepFor(absl::Milliseconds(20));
+  EXPECT_FALSE(sent_.Has());
+  sender_device().Hold(false);
+  EXPECT_EQ(CodeOf(sent_), absl::StatusCode::kCancelled);
+  EXPECT_EQ(sender().sender_stats().outstanding_bytes, 0);
+}
+
+TEST_P(DeviceTransportTest, AReceiverWhoseDeviceFailsSaysSo) {
+  receiver_device().FailNextBatch();
+  Begin({1});
+  EXPECT_EQ(CodeOf(sent_), absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(done_.Has());
+  EXPECT_EQ(receiver().Close(1, kPatience), absl::OkStatus());
+}
+
+TEST_P(DeviceTransportTest, ASenderWhoseDeviceFailsEndsTheTransfer) {
+  sender_device().FailNextBatch();
+  Begin({1});
+  EXPECT_EQ(CodeOf(sent_), absl::StatusCode::kInternal);
+  EXPECT_EQ(sender().sender_stats().outstanding_bytes, 0);
+}
+
+using MappedTransportTest = DeviceTransportTest;
+INSTANTIATE_TEST_SUITE_P(Media, MappedTransportTest, testing::Values(Medium::kBest));
+
+// A sender that gave its pages up (its transfer ended, the receiver being slow) may fill them with
+// something else while the receiver still reads: what arrives is refused, not decoded.
+TEST_P(MappedTransportTest, PagesThatChangeUnderTheReceiverAreRefused) {
+  receiver_device().Hold(true);
+  Begin({1, 2});
+  WaitUntilItHolds(receiver_device());
+  for (std::byte& byte : from_->pool.memory().Rows(0, 0, 4)) byte ^= std::byte{1};
+  receiver_device().Hold(false);
+  const auto result = done_.Wait();
+  ASSERT_TRUE(result.has_value());
+  EXPECT_EQ(result->status.code(), absl::StatusCode::kDataLoss);
+}
+
+}  // namespace
+}  // namespace sluice::transport
