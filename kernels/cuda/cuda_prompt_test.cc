@@ -113,7 +113,7 @@ class CudaPromptTest : public CudaOpsTest {
   }
 
   void Compare(const Scene& scene, int heads, const OwnedTensor& wanted, const OwnedTensor& got) {
-    double products = 0, squares = 0, worst = 0;
+    double products = 0, squares = 0;
     std::vector<bool> covered(static_cast<size_t>(scene.rows));
     for (const PromptChunk& chunk : scene.chunks) {
       for (int64_t t = chunk.token_begin; t < chunk.token_begin + chunk.num_tokens; ++t) {
@@ -129,14 +129,11 @@ class CudaPromptTest : public CudaOpsTest {
             squares += double{a[i]} * a[i] + double{b[i]} * b[i];
           }
           const double relative = std::sqrt(error / norm);
-          if (!(relative <= worst)) worst = relative;  // NaN too
           ASSERT_LT(relative, 2e-2) << "row " << t << ", head " << head;
         }
       }
     }
-    const double cosine = 1 - 2 * products / squares;
-    EXPECT_LT(cosine, 1e-5);
-    std::printf("cosine difference %.2e, worst row %.2e\n", cosine, worst);
+    EXPECT_LT(1 - 2 * products / squares, 1e-5);
     for (int64_t t = kPoisonTokens; t < scene.rows; ++t) {
       if (covered[static_cast<size_t>(t)]) continue;
       for (int64_t i = 0; i < heads * kValue; ++i) {
