@@ -1,12 +1,15 @@
 """Goldens of one attention layer and one MoE layer at DeepSeek-V3's true shapes.
 
     python tools/goldens/make_layer_goldens.py
+    python tools/goldens/make_layer_goldens.py --check cuda
 
 Writes tests/golden/v3_attention_layer.safetensors and v3_moe_layer.safetensors. Weights and inputs
 come from the generator (model.layers.0 is the attention layer, model.layers.3 the MoE one), so the
-files hold outputs only; of the 256 experts only those that the 4 tokens choose are made.
+files hold outputs only; of the 256 experts only those that the 4 tokens choose are made. With --check
+nothing is written: transformers runs on that device, in float32, and must agree with the files.
 """
 
+import argparse
 import copy
 import math
 
@@ -16,6 +19,7 @@ import numpy as np
 import random_weights
 import reference
 import torch
+from safetensors.numpy import load_file
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 
@@ -59,10 +63,10 @@ def moe_input():
     return common + random_weights.normal(SEED, "moe.input", (MOE_TOKENS, hidden), 0.125)
 
 
-def load(module, weights, prefix):
+def load(module, weights, prefix, device):
     for name, parameter in module.state_dict().items():
         parameter.copy_(torch.from_numpy(weights[f"{prefix}.{name}"]))
-    return module
+    return module.to(device)
 
 
 def check(name, ours, exact):
@@ -73,25 +77,24 @@ def check(name, ours, exact):
 
 
 @torch.no_grad()
-def attention(config, weights):
-    layer = load(v3.DeepseekV3Attention(config, 0), weights, "model.layers.0.self_attn")
+def attention(config, weights, device):
+    """What transformers computes for the sequence, and the inputs of it."""
+    layer = load(v3.DeepseekV3Attention(config, 0), weights, "model.layers.0.self_attn", device)
     x = attention_input()
-    positions = torch.arange(CONTEXT)[None]
-    cos_sin = v3.DeepseekV3RotaryEmbedding(config)(torch.from_numpy(x)[None], positions)
-    mask = torch.full((CONTEXT, CONTEXT), -math.inf).triu(1)[None, None]
-    out = layer(torch.from_numpy(x)[None], cos_sin, mask)[0][0].numpy()
-    exact = reference.Layers(CONFIG, weights)
-    difference = check("attention", out, exact.attention(x.astype(np.float64), "model.layers.0"))
-    make_goldens.write("v3_attention_layer",
-                       {"positions": np.array(QUERIES, np.int32), "output": out[QUERIES]},
-                       seed=SEED, difference_to_float64=difference)
+    positions = torch.arange(CONTEXT, device=device)[None]
+    inputs = torch.from_numpy(x)[None].to(device)
+    cos_sin = v3.DeepseekV3RotaryEmbedding(config).to(device)(inputs, positions)
+    mask = torch.full((CONTEXT, CONTEXT), -math.inf, device=device).triu(1)[None, None]
+    return layer(inputs, cos_sin, mask)[0][0].cpu().numpy(), x
 
 
 @torch.no_grad()
-def moe(config, weights):
+def moe(config, weights, device):
+    """Output, chosen experts and their weights, and the inputs."""
     prefix = "model.layers.3.mlp"
-    router = load(v3.DeepseekV3TopkRouter(config), weights, f"{prefix}.gate")
-    x = torch.from_numpy(moe_input())
+    router = load(v3.DeepseekV3TopkRouter(config), weights, f"{prefix}.gate", device)
+    inputs = moe_input()
+    x = torch.from_numpy(inputs).to(device)
     logits, expert_weights, ids = router(x)
     order = (logits.sigmoid() + router.e_score_correction_bias).gather(1, ids).argsort(
         dim=1, descending=True, stable=True)
@@ -105,26 +108,59 @@ def moe(config, weights):
         gate_up = np.concatenate([weights[f"{p}.gate_proj.weight"], weights[f"{p}.up_proj.weight"]])
         experts.gate_up_proj[slot] = torch.from_numpy(gate_up)
         experts.down_proj[slot] = torch.from_numpy(weights[f"{p}.down_proj.weight"])
-    shared = load(v3.DeepseekV3MLP(config, 2048), weights, f"{prefix}.shared_experts")
-    out = (experts(x, slots, expert_weights) + shared(x)).numpy()
+    shared = load(v3.DeepseekV3MLP(config, 2048), weights, f"{prefix}.shared_experts", device)
+    out = experts.to(device)(x, slots, expert_weights) + shared(x)
+    return out.cpu().numpy(), ids.cpu().numpy(), expert_weights.cpu().numpy(), inputs
+
+
+def write_attention(config, weights):
+    out, x = attention(config, weights, "cpu")
     exact = reference.Layers(CONFIG, weights)
-    difference = check("moe", out, exact.moe(x.double().numpy(), prefix))
-    if not np.array_equal(exact.experts[0], ids.numpy()):
+    difference = check("attention", out, exact.attention(x.astype(np.float64), "model.layers.0"))
+    make_goldens.write("v3_attention_layer",
+                       {"positions": np.array(QUERIES, np.int32), "output": out[QUERIES]},
+                       seed=SEED, difference_to_float64=difference)
+
+
+def write_moe(config, weights):
+    out, ids, expert_weights, x = moe(config, weights, "cpu")
+    exact = reference.Layers(CONFIG, weights)
+    difference = check("moe", out, exact.moe(x.astype(np.float64), "model.layers.3.mlp"))
+    if not np.array_equal(exact.experts[0], ids):
         raise ValueError("moe: the reference chooses other experts than transformers")
     make_goldens.write("v3_moe_layer",
-                       {"experts": ids.numpy().astype(np.int32),
-                        "expert_weights": expert_weights.numpy(), "output": out},
-                       seed=SEED, distinct_experts=len(chosen),
+                       {"experts": ids.astype(np.int32), "expert_weights": expert_weights,
+                        "output": out},
+                       seed=SEED, distinct_experts=len(np.unique(ids)),
                        smallest_choice_gap=exact.choice_gap, difference_to_float64=difference)
 
 
+def check_on(device, config, weights):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    stored = load_file(checkpoint.CONFIGS.parent / "v3_attention_layer.safetensors")
+    out, _ = attention(config, weights, device)
+    print(f"attention: {check('attention', out[QUERIES], stored['output']):.1e}")
+    stored = load_file(checkpoint.CONFIGS.parent / "v3_moe_layer.safetensors")
+    out, ids, expert_weights, _ = moe(config, weights, device)
+    if not np.array_equal(stored["experts"], ids):
+        raise ValueError(f"moe: transformers on {device} chooses other experts")
+    print(f"expert weights: {check('weights', expert_weights, stored['expert_weights']):.1e}")
+    print(f"moe: {check('moe', out, stored['output']):.1e}")
+
+
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", metavar="DEVICE", help="compare instead of writing")
+    options = parser.parse_args()
     torch.set_num_threads(2)
     config = DeepseekV3Config(**CONFIG)
     config._attn_implementation = config._experts_implementation = "eager"
     weights = Weights()
-    attention(config, weights)
-    moe(config, weights)
+    if options.check is not None:
+        check_on(options.check, config, weights)
+        return
+    write_attention(config, weights)
+    write_moe(config, weights)
 
 
 if __name__ == "__main__":
