@@ -1,11 +1,14 @@
 #include "services/base/metrics.h"
 
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <exception>
@@ -23,6 +26,16 @@
 #include "prometheus/collectable.h"
 #include "prometheus/exposer.h"
 #include "prometheus/text_serializer.h"
+
+// The system's, for libraries of this program that ask for small stacks. civetweb, behind the
+// metrics port, asks for 100 KiB and has no option for it; the system takes what all libraries keep
+// for each thread out of that, and cuBLAS keeps 104 KiB: then not one thread can be started.
+extern "C" int pthread_attr_setstacksize(pthread_attr_t* attributes, size_t bytes) noexcept {
+  constexpr size_t kBytesMin = size_t{1} << 20;  // of addresses: memory is used as it is touched
+  using Set = int (*)(pthread_attr_t*, size_t);
+  static const auto set = reinterpret_cast<Set>(dlsym(RTLD_NEXT, "pthread_attr_setstacksize"));
+  return set(attributes, std::max(bytes, kBytesMin));
+}
 
 namespace sluice {
 

@@ -84,5 +84,15 @@ TEST(MetricsServerTest, ServesAndRefusesATakenPort) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr("the port is taken"));
 }
 
+// As much as cuBLAS keeps for each thread: the metrics port could not be opened in CUDA builds.
+thread_local volatile char kept_by_each_thread[104 << 10];
+
+TEST(MetricsServerTest, IsServedWhereThreadsKeepMuchForThemselves) {
+  kept_by_each_thread[0] = 1;
+  const Metrics metrics(kIdentity);
+  const auto server = MetricsServer::Start("127.0.0.1:0", metrics);
+  EXPECT_TRUE(server.ok()) << server.status();
+}
+
 }  // namespace
 }  // namespace sluice
