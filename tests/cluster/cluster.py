@@ -17,6 +17,7 @@ import time
 import urllib.request
 
 MODEL = "deploy/models/sluice-tiny"
+DEVICE = "cpu"  # of every instance
 
 
 def free_ports(count):
@@ -61,7 +62,7 @@ class Cluster:
         for number, (role, count) in enumerate((("prefill", prefill), ("decode", decode), ("mixed", mixed))):
             if count > 0:
                 self.metrics |= {f"{role}-{i + 1}": f"127.0.0.1:{base + 6 * number + 3 + i}" for i in range(count)}
-                config[role] = {"count": count, "threads": 1, "kv_pages": 256,
+                config[role] = {"count": count, "device": DEVICE, "threads": 1, "kv_pages": 256,
                                 "admin": f"127.0.0.1:{base + 6 * number}",
                                 "metrics": f"127.0.0.1:{base + 6 * number + 3}"}
         for section, keys in (sections or {}).items():

@@ -1,6 +1,9 @@
 """The cluster as its clients meet it, whole and hurt: processes are really killed.
 
-usage: cluster_test.py BIN_DIR     (from the root of the sources; ctest does that)
+usage: cluster_test.py BIN_DIR [--device NAME] [TESTS]     (from the root of the sources; ctest does that)
+
+With `--device cuda` all instances share one GPU:
+cluster_test.py build/cuda/bin --device cuda EvalTest HurtTest.test_a_killed_decode_does_not_end_the_stream
 """
 
 import json
@@ -17,6 +20,7 @@ import time
 import unittest
 import urllib.error
 
+import cluster as clusters
 from cluster import MODEL, Cluster, make_certificate
 
 BIN = ""
@@ -290,6 +294,21 @@ class ExitStatusTest(unittest.TestCase):
         self.assertEqual(self.status_of("router", good | {"model": {"dir": "/nowhere"}}), 4)
 
 
+class EvalTest(unittest.TestCase):
+    def test_64_problems_at_once(self):
+        # All of them where that is quick.
+        limit = "28" if clusters.DEVICE == "cpu" else "0"
+        instances = {"slots": 64, "kv_pages": 2048}
+        with Cluster(BIN, prefill=1, decode=1, sections={"prefill": instances, "decode": instances}) as cluster:
+            done = subprocess.run(
+                [pathlib.Path(BIN) / "sluice", "eval", "--endpoint", f"http://{cluster.http}", "--data", f"{MODEL}/eval.jsonl",
+                 "--batch", "64", "--limit", limit, "--json"], capture_output=True, text=True, check=False)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            report = json.loads(done.stdout)
+            print(report["right"], "of", report["total"], "right;", done.stderr.splitlines()[-1], file=sys.stderr)
+            self.assertGreaterEqual(report["accuracy"], 0.9)
+
+
 class HurtTest(unittest.TestCase):
     def test_a_killed_decode_does_not_end_the_stream(self):
         with Cluster(BIN, prefill=1, decode=2) as cluster:
@@ -472,4 +491,7 @@ class HurtTest(unittest.TestCase):
 
 if __name__ == "__main__":
     BIN = sys.argv.pop(1)
+    if sys.argv[1:2] == ["--device"]:
+        clusters.DEVICE = sys.argv[2]
+        del sys.argv[1:3]
     unittest.main(verbosity=2)
