@@ -42,12 +42,14 @@ absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::st
     data = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (data == MAP_FAILED) return FileError(path, "cannot map", errno);
   }
+  std::move(close_fd).Cancel();
   return std::shared_ptr<const MappedFile>(
-      new MappedFile(path, static_cast<const char*>(data), size));
+      new MappedFile(path, fd, static_cast<const char*>(data), size));
 }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<char*>(data_), size_);
+  close(fd_);
 }
 
 absl::Status MappedFile::PageIn(size_t offset, size_t size) const {
@@ -64,6 +66,21 @@ absl::Status MappedFile::PageIn(size_t offset, size_t size) const {
   madvise(start, end - begin, MADV_WILLNEED);
   for (size_t at = begin; at < end; at += page) {
     static_cast<void>(*static_cast<const volatile char*>(data_ + at));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MappedFile::Read(size_t begin, size_t size, char* to) const {
+  for (size_t done = 0; done < size;) {
+    const ssize_t got = pread(fd_, to + done, size - done, static_cast<off_t>(begin + done));
+    if (got > 0) {
+      done += static_cast<size_t>(got);
+      continue;
+    }
+    if (got < 0 && errno == EINTR) continue;
+    const std::string what = absl::StrCat("cannot read ", size - done, " bytes at ", begin + done);
+    if (got < 0) return FileError(path_, what, errno);
+    return absl::UnavailableError(absl::StrCat(path_, ": ", what, ": the file has become shorter"));
   }
   return absl::OkStatus();
 }

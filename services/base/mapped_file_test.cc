@@ -25,6 +25,29 @@ TEST(MappedFileTest, MapsWhatWasWritten) {
   EXPECT_TRUE((*file)->PageIn(text.size() + 9000, 1).ok());
 }
 
+TEST(MappedFileTest, ReadsPartsPastTheMapping) {
+  const std::string path = TempPath("parts");
+  std::string text(3 * 4096 + 5, '\0');
+  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 2654435761u >> 13);
+  ASSERT_TRUE(WriteFile(path, text).ok());
+  const auto file = MappedFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  struct Case {
+    size_t begin, size;
+  };
+  for (const Case& c : {Case{0, 0}, Case{0, 1}, Case{4095, 2}, Case{1, 3 * 4096 + 4},
+                        Case{0, 3 * 4096 + 5}, Case{3 * 4096 + 4, 1}}) {
+    std::string to(c.size + 1, 'x');
+    ASSERT_TRUE((*file)->Read(c.begin, c.size, to.data()).ok());
+    EXPECT_EQ(to, text.substr(c.begin, c.size) + "x");
+  }
+  std::string to(4096, 'x');
+  const absl::Status beyond = (*file)->Read(3 * 4096, 6, to.data());
+  EXPECT_EQ(beyond.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(beyond.message(),
+              HasSubstr(path + ": cannot read 1 bytes at 12293: the file has become shorter"));
+}
+
 TEST(MappedFileTest, AnEmptyFileHasNoBytes) {
   const std::string path = TempPath("empty");
   ASSERT_TRUE(WriteFile(path, "").ok());

@@ -3,6 +3,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/base/float_convert.h"
+#include "kernels/cpu/cpu_backend.h"
 #include "services/engine/fake_backend.h"
 
 namespace sluice::engine {
@@ -79,14 +80,22 @@ void ExpectSame(const model::LayerWeights& a, const model::LayerWeights& b) {
   if (a.moe->shared.has_value()) ExpectSame(*a.moe->shared, *b.moe->shared, "shared");
 }
 
-void ExpectCopied(const std::string& dir, const model::RankSlice& slice) {
+// Whatever is computed on, the copy holds what the CPU would compute from: `for_device`, matrices
+// are read or made only by the copy.
+void ExpectCopied(const std::string& dir, bool for_device, model::LoadOptions options) {
+  SCOPED_TRACE(dir);
   const auto config = model::LoadModelConfig(dir);
   ASSERT_TRUE(config.ok()) << config.status();
-  auto weights = model::LoadWeights(dir, *config, {.slice = slice});
+  auto weights = model::LoadWeights(dir, *config, options);
   ASSERT_TRUE(weights.ok()) << weights.status();
-  FakeBackend backend;
-  const auto copy = CopyWeightsToDevice(*weights, &backend);
+  options.for_device = for_device;
+  auto source = model::LoadWeights(dir, *config, options);
+  ASSERT_TRUE(source.ok()) << source.status();
+  const auto backend = MakeCpuBackend({.threads = 2});
+  ASSERT_TRUE(backend.ok());
+  const auto copy = CopyWeightsToDevice(*source, backend->get(), 3);
   ASSERT_TRUE(copy.ok()) << copy.status();
+  EXPECT_TRUE((*copy)->on_device);
   ExpectSame(weights->embed, (*copy)->embed, "embed");
   ExpectSame(weights->head, (*copy)->head, "head");
   ExpectSame(weights->final_norm, (*copy)->final_norm, "final_norm");
@@ -107,13 +116,25 @@ void ExpectCopied(const std::string& dir, const model::RankSlice& slice) {
 }
 
 TEST(DeviceWeightsTest, EveryElementIsCopied) {
-  ExpectCopied("deploy/models/sluice-tiny", {});
-  ExpectCopied("deploy/models/sluice-tiny-fp8", {});
+  for (const bool for_device : {false, true}) {
+    ExpectCopied("deploy/models/sluice-tiny", for_device, {});
+    ExpectCopied("deploy/models/sluice-tiny-fp8", for_device, {});
+  }
 }
 
 TEST(DeviceWeightsTest, SlicesKeepTheirPlaceInTheScaleBlocks) {
-  ExpectCopied("deploy/models/sluice-tiny-fp8",
-               {.tp_rank = 1, .tp_size = 2, .experts = {3, 0, 31}});
+  const model::RankSlice slice = {.tp_rank = 1, .tp_size = 2, .experts = {3, 0, 31}};
+  for (const bool for_device : {false, true}) {
+    ExpectCopied("deploy/models/sluice-tiny-fp8", for_device, {.slice = slice});
+    ExpectCopied("deploy/models/sluice-tiny-fp8", for_device,
+                 {.format = model::LoadFormat::kDummy, .slice = slice, .dummy_seed = 5});
+  }
+}
+
+TEST(DeviceWeightsTest, RandomOnesAreMadeOnTheDevice) {
+  for (const char* dir : {"deploy/models/sluice-tiny", "deploy/models/sluice-tiny-fp8"}) {
+    ExpectCopied(dir, true, {.format = model::LoadFormat::kDummy, .dummy_seed = 5});
+  }
 }
 
 TEST(DeviceWeightsTest, SaysWhenThereIsNoRoom) {
@@ -122,8 +143,9 @@ TEST(DeviceWeightsTest, SaysWhenThereIsNoRoom) {
   ASSERT_TRUE(weights.ok());
   FakeBackend backend;
   backend.FailAllocation("weights");
-  EXPECT_EQ(CopyWeightsToDevice(*weights, &backend).status().code(),
-            absl::StatusCode::kResourceExhausted);
+  const absl::Status status = CopyWeightsToDevice(*weights, &backend).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("take a device with more memory"));
 }
 
 }  // namespace

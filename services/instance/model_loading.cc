@@ -4,6 +4,7 @@
 
 #include "kernels/backends/make_backend.h"
 #include "kernels/base/status.h"
+#include "services/engine/device_weights.h"
 
 namespace sluice::instance {
 
@@ -25,8 +26,15 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr
                                                                   : model::LoadFormat::kSafetensors,
                           .dummy_seed = source.dummy_seed,
                           .progress = progress,
-                          .threads = source.threads}));
-  loaded.weights = std::make_shared<const model::ModelWeights>(std::move(weights));
+                          .threads = source.threads,
+                          .for_device = !loaded.backend->reads_host_memory()}));
+  if (loaded.backend->reads_host_memory()) {
+    loaded.weights = std::make_shared<const model::ModelWeights>(std::move(weights));
+  } else {
+    SLUICE_ASSIGN_OR_RETURN(
+        loaded.weights,
+        engine::CopyWeightsToDevice(weights, loaded.backend.get(), source.threads, progress));
+  }
   loaded.engine_options = {
       .kv_dtype = source.exact() ? DType::kF32 : DType::kBF16,
       .absorb_prompts = source.exact(),

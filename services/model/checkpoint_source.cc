@@ -70,8 +70,8 @@ std::vector<FileRange> Pieces(std::vector<FileRange> ranges) {
 
 class CheckpointSource final : public WeightSource {
  public:
-  CheckpointSource(Checkpoint checkpoint, int64_t block)
-      : checkpoint_(std::move(checkpoint)), block_(block) {}
+  CheckpointSource(Checkpoint checkpoint, int64_t block, bool for_device)
+      : checkpoint_(std::move(checkpoint)), block_(block), for_device_(for_device) {}
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
   void SetMatches(const std::vector<MatchedTensor>& matches) {
@@ -96,6 +96,7 @@ class CheckpointSource final : public WeightSource {
       view.scale_row_stride = match.scales->shape[1];
     }
     view = view.RowSlice(region.row_begin, region.rows).ColSlice(region.col_begin, region.cols);
+    if (for_device_) return view;  // a copy lies where it must
     NeedRows(stored, view);
     if (!Aligned(view.data, view.dtype)) CopyLater(view);
     return view;
@@ -121,7 +122,7 @@ class CheckpointSource final : public WeightSource {
     int64_t total = 0;
     for (const FileRange& piece : pieces) total += static_cast<int64_t>(piece.end - piece.begin);
     {
-      Progress progress("loading weights", total, progress_out);
+      Progress progress("loading weights", total, for_device_ ? ProgressOut() : progress_out);
       SLUICE_RETURN_IF_ERROR(
           ParallelFor(static_cast<int64_t>(pieces.size()), threads, [&](int64_t i) {
             const FileRange& piece = pieces[i];
@@ -140,6 +141,10 @@ class CheckpointSource final : public WeightSource {
                                                     checkpoint_.files().end());
     owners.insert(owners.end(), pool_.owners().begin(), pool_.owners().end());
     return owners;
+  }
+
+  std::vector<std::shared_ptr<const MappedFile>> files() const override {
+    return checkpoint_.files();
   }
 
  private:
@@ -189,6 +194,7 @@ class CheckpointSource final : public WeightSource {
 
   const Checkpoint checkpoint_;
   const int64_t block_;
+  const bool for_device_;
   absl::flat_hash_map<std::string, MatchedTensor> matches_;
   std::vector<FileRange> ranges_;
   std::vector<std::function<absl::Status()>> jobs_;
@@ -210,9 +216,11 @@ absl::Status CheckScales(const StoredTensor& stored) {
 }
 
 absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpointSource(
-    const std::string& dir, const ModelConfig& config, const std::vector<TensorSpec>& specs) {
+    const std::string& dir, const ModelConfig& config, const std::vector<TensorSpec>& specs,
+    bool for_device) {
   SLUICE_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(dir));
-  auto source = std::make_unique<CheckpointSource>(std::move(checkpoint), config.fp8_block);
+  auto source =
+      std::make_unique<CheckpointSource>(std::move(checkpoint), config.fp8_block, for_device);
   SLUICE_ASSIGN_OR_RETURN(const std::vector<MatchedTensor> matches,
                           MatchTensors(config, specs, source->checkpoint()));
   source->SetMatches(matches);

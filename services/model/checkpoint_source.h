@@ -1,4 +1,5 @@
-// Weights from a checkpoint's mapped files: views straight into them, pages read in parallel.
+// Weights from a checkpoint's mapped files: views straight into them, pages read in parallel. For a
+// device only vectors and scales are read: whoever copies the matrices reads them (files()).
 #pragma once
 
 #include <string>
@@ -28,6 +29,7 @@ absl::Status CheckScales(const StoredTensor& stored);
 
 // `specs` must outlive the source.
 absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpointSource(
-    const std::string& dir, const ModelConfig& config, const std::vector<TensorSpec>& specs);
+    const std::string& dir, const ModelConfig& config, const std::vector<TensorSpec>& specs,
+    bool for_device = false);
 
 }  // namespace sluice::model

@@ -105,7 +105,8 @@ namespace {
 
 class RandomSource final : public WeightSource {
  public:
-  RandomSource(const ModelConfig& config, uint64_t seed) : config_(config), seed_(seed) {}
+  RandomSource(const ModelConfig& config, uint64_t seed, bool for_device)
+      : config_(config), seed_(seed), for_device_(for_device) {}
 
   bool Has(const TensorSpec& spec) const override {
     return spec.need != TensorNeed::kTied && spec.need != TensorNeed::kMtpShared;
@@ -113,7 +114,15 @@ class RandomSource final : public WeightSource {
 
   WeightView Matrix(const TensorSpec& spec, const Region& region) override {
     const bool fp8 = config_.fp8 && spec.quantized;
-    return fp8 ? F8Matrix(spec, region) : Bf16Matrix(spec, region);
+    const WeightView view = fp8 ? F8Matrix(spec, region) : Bf16Matrix(spec, region);
+    if (for_device_) {
+      random_[view.data] = {.numbers = RandomTensor(spec, seed_).numbers(),
+                            .rows = spec.rows,
+                            .cols = spec.cols,
+                            .row_begin = region.row_begin,
+                            .col_begin = region.col_begin};
+    }
+    return view;
   }
 
   void Vector(const TensorSpec& spec, float* out) override {
@@ -139,6 +148,7 @@ class RandomSource final : public WeightSource {
   std::vector<std::shared_ptr<const void>> owners() const override {
     return {pool_.owners().begin(), pool_.owners().end()};
   }
+  absl::flat_hash_map<const void*, RandomPart> random() const override { return random_; }
 
  private:
   struct Job {
@@ -146,9 +156,11 @@ class RandomSource final : public WeightSource {
     std::function<void()> run;
   };
 
-  // Calls add(strip) for strips of whole rows, each a multiple of `rows_multiple` high.
-  static void ForEachStrip(const Region& region, int64_t rows_multiple,
-                           const std::function<void(const Region&)>& add) {
+  // Calls add(strip) for strips of whole rows, each a multiple of `rows_multiple` high, if they are
+  // to be made here.
+  void ForEachStrip(const Region& region, int64_t rows_multiple,
+                    const std::function<void(const Region&)>& add) const {
+    if (for_device_) return;
     const int64_t wanted = std::max<int64_t>(1, kStripElements / std::max<int64_t>(1, region.cols));
     const int64_t height = (wanted + rows_multiple - 1) / rows_multiple * rows_multiple;
     for (int64_t row = 0; row < region.rows; row += height) {
@@ -213,14 +225,17 @@ class RandomSource final : public WeightSource {
 
   const ModelConfig& config_;
   const uint64_t seed_;
+  const bool for_device_;
   std::vector<Job> jobs_;
   BufferPool pool_;
+  absl::flat_hash_map<const void*, RandomPart> random_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightSource> MakeRandomSource(const ModelConfig& config, uint64_t seed) {
-  return std::make_unique<RandomSource>(config, seed);
+std::unique_ptr<WeightSource> MakeRandomSource(const ModelConfig& config, uint64_t seed,
+                                               bool for_device) {
+  return std::make_unique<RandomSource>(config, seed, for_device);
 }
 
 }  // namespace sluice::model

@@ -42,7 +42,9 @@ class RandomTensor {
   const RandomNumbers numbers_;
 };
 
-// Fills any configuration's geometry. The MTP module shares the main embedding and head.
-std::unique_ptr<WeightSource> MakeRandomSource(const ModelConfig& config, uint64_t seed);
+// Fills any configuration's geometry. The MTP module shares the main embedding and head. For a
+// device, matrices are addresses without contents, and random() tells what they would hold.
+std::unique_ptr<WeightSource> MakeRandomSource(const ModelConfig& config, uint64_t seed,
+                                               bool for_device = false);
 
 }  // namespace sluice::model

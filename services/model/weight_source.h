@@ -11,6 +11,7 @@
 #include "kernels/base/tensor_view.h"
 #include "services/base/progress.h"
 #include "services/model/tensor_manifest.h"
+#include "services/model/weights.h"
 
 namespace sluice::model {
 
@@ -36,11 +37,15 @@ class WeightSource {
   // A whole vector, widened to f32, will be written to out[0, spec.rows).
   virtual void Vector(const TensorSpec& spec, float* out) = 0;
 
-  // Does all that the calls above asked for, on `threads` threads (0: one per core).
+  // Does all that the calls above asked for, on `threads` threads (0: one per core), but for the
+  // matrices of a source that was made for a device.
   virtual absl::Status Finish(int threads, const ProgressOut& progress_out) = 0;
 
   // What the views point into.
   virtual std::vector<std::shared_ptr<const void>> owners() const = 0;
+  virtual std::vector<std::shared_ptr<const MappedFile>> files() const { return {}; }
+  // As ModelWeights::random.
+  virtual absl::flat_hash_map<const void*, RandomPart> random() const { return {}; }
 };
 
 }  // namespace sluice::model

@@ -241,15 +241,17 @@ absl::StatusOr<ModelWeights> LoadWeights(const std::string& dir, const ModelConf
   const std::vector<TensorSpec> specs = ExpectedTensors(config);
   std::unique_ptr<WeightSource> source;
   if (options.format == LoadFormat::kDummy) {
-    source = MakeRandomSource(config, options.dummy_seed);
+    source = MakeRandomSource(config, options.dummy_seed, options.for_device);
   } else {
-    SLUICE_ASSIGN_OR_RETURN(source, OpenCheckpointSource(dir, config, specs));
+    SLUICE_ASSIGN_OR_RETURN(source, OpenCheckpointSource(dir, config, specs, options.for_device));
   }
   ModelWeights weights = Assembler(config, specs, options.slice, *source).Assemble();
   SLUICE_RETURN_IF_ERROR(source->Finish(options.threads, options.progress));
   for (std::shared_ptr<const void>& owner : source->owners()) {
     weights.owners.push_back(std::move(owner));
   }
+  weights.files = source->files();
+  weights.random = source->random();
   return weights;
 }
 

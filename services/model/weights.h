@@ -9,8 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "kernels/base/random_numbers.h"
 #include "kernels/base/tensor_view.h"
+#include "services/base/mapped_file.h"
 #include "services/base/progress.h"
 #include "services/model/model_config.h"
 
@@ -57,15 +60,28 @@ struct MtpWeights {
   WeightView head;       // the main head when left out
 };
 
+// A part of a whole matrix [rows, cols] of random numbers, from (row_begin, col_begin) on.
+struct RandomPart {
+  RandomNumbers numbers;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t row_begin = 0;
+  int64_t col_begin = 0;
+};
+
 struct ModelWeights {
   WeightView embed;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
   TensorView final_norm;  // f32 [hidden]
   WeightView head;        // [vocab, hidden]
   std::optional<MtpWeights> mtp;
-  int64_t bytes = 0;                                // of all tensors this rank uses
+  int64_t bytes = 0;       // of all tensors this rank uses
   bool on_device = false;  // the views point into memory of the backend that will compute
   std::vector<std::shared_ptr<const void>> owners;  // mappings and buffers the views point into
+  std::vector<std::shared_ptr<const MappedFile>> files;  // those of them that are files
+  // Of LoadOptions::for_device: matrices, by WeightView::data, whose memory holds nothing: whoever
+  // copies them makes them.
+  absl::flat_hash_map<const void*, RandomPart> random;
 };
 
 // Which part of a model one rank holds. Attention heads and the inner rows of dense MLPs and shared
@@ -89,6 +105,8 @@ struct LoadOptions {
   uint64_t dummy_seed = 0;
   ProgressOut progress;
   int threads = 0;  // 0: one per core
+  // The views are only to be copied to a device: matrices are not read yet, nor made.
+  bool for_device = false;
 };
 
 // Errors (InvalidArgument, NotFound) name file, tensor, expected and found.
