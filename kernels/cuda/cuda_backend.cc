@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/memory_ledger.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/cuda_page_mover.h"
@@ -16,12 +17,44 @@
 
 namespace sluice {
 
+namespace {
+
+// Errors after which a process can do nothing more with the device.
+bool LosesTheContext(cudaError_t error) {
+  switch (error) {
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorContextIsDestroyed:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
 absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
   const std::string message =
       absl::StrCat(what, ": CUDA says ", cudaGetErrorName(error), ": ", cudaGetErrorString(error));
-  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(message);
-  return absl::InternalError(message);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky
+    return absl::ResourceExhaustedError(message);
+  }
+  if (!LosesTheContext(error)) return absl::InternalError(message);
+  return absl::InternalError(absl::StrCat(
+      message, "; what this process has on the GPU is lost: start it again. If that comes back, ",
+      "CUDA_LAUNCH_BLOCKING=1 in the environment makes the op that fails name itself, and Xid ",
+      "lines in the kernel's log tell whether the hardware is at fault"));
 }
 
 absl::StatusOr<CudaMemory> AllocateCuda(size_t bytes) {
@@ -91,7 +124,8 @@ class CudaBackend final : public Backend {
       return OutOfMemory(bytes, what);
     }
     SLUICE_RETURN_IF_ERROR(CudaStatus(error, what));
-    std::shared_ptr<void> owner(memory, [](void* p) { cudaFree(p); });
+    std::shared_ptr<void> owner(
+        memory, [taken = MemoryLedger::Take(ledger_, what, bytes)](void* p) { cudaFree(p); });
     SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(memory, 0, bytes, context_.stream), what));
     return DeviceBuffer{std::move(owner), bytes};
   }
@@ -104,6 +138,9 @@ class CudaBackend final : public Backend {
     if (!buffer.ok()) return Allocate(bytes, what);
     SLUICE_RETURN_IF_ERROR(
         CudaStatus(cudaMemsetAsync(buffer->memory.get(), 0, bytes, context_.stream), what));
+    buffer->memory = std::shared_ptr<void>(
+        buffer->memory.get(),
+        [memory = buffer->memory, taken = MemoryLedger::Take(ledger_, what, bytes)](void*) {});
     return buffer;
   }
   absl::StatusOr<std::unique_ptr<PageMover>> MakePageMover() override {
@@ -188,14 +225,15 @@ class CudaBackend final : public Backend {
   absl::Status OutOfMemory(size_t bytes, const std::string& what) const {
     size_t free_bytes = 0, total_bytes = 0;
     cudaMemGetInfo(&free_bytes, &total_bytes);
-    return absl::ResourceExhaustedError(absl::StrCat(what, ": needs ", bytes, " bytes, ", name_,
-                                                     " has ", free_bytes, " free of ", total_bytes,
-                                                     "; ask for fewer KV pages or a smaller step"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        what, ": needs ", MemoryString(bytes), ", ", name_, " has ", MemoryString(free_bytes),
+        " free of ", MemoryString(total_bytes), "; this process took ", ledger_->ToString()));
   }
 
   const CudaContext context_;
   const std::string name_;
   const std::unique_ptr<StreamPoints> points_;
+  const std::shared_ptr<MemoryLedger> ledger_ = std::make_shared<MemoryLedger>();
   std::unique_ptr<LinearOps> linear_;
   std::unique_ptr<ElementwiseOps> elementwise_;
   std::unique_ptr<AttentionOps> attention_;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/memory_ledger.h"
 #include "kernels/base/status.h"
 #include "services/engine/step_buffers.h"
 #include "services/engine/step_runner.h"
@@ -34,6 +35,25 @@ absl::Status CheckOptions(const EngineOptions& options) {
   return absl::OkStatus();
 }
 
+// What was asked for beside the device's word that it has no room for it. Options have the names
+// that they have in the cluster file.
+absl::Status TooLarge(const absl::Status& status, const model::ModelConfig& config,
+                      const EngineOptions& options) {
+  if (!absl::IsResourceExhausted(status)) return status;
+  const int64_t page_bytes = config.num_hidden_layers * kPageTokens * config.kv_dim() *
+                             static_cast<int64_t>(DTypeBytes(options.kv_dtype));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      status.message(), ". KV is ", MemoryString(options.kv_pages * page_bytes),
+      " in all (kv_pages ", options.kv_pages, " of ", MemoryString(page_bytes),
+      "), activations and kernels' scratch grow with step_tokens, ", options.step_tokens_max,
+      ", and slots, ", options.slots_max, ": lower one of them, or take a smaller model"));
+}
+
+absl::Status OfStep(const absl::Status& status, uint64_t number) {
+  if (status.ok()) return status;
+  return absl::Status(status.code(), absl::StrCat("step ", number, ": ", status.message()));
+}
+
 }  // namespace
 
 Engine::Engine(const model::ModelConfig& config, Backend* backend, const EngineOptions& options)
@@ -46,8 +66,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(
   if (options.positions_max == 0) options.positions_max = config.max_position_embeddings;
   SLUICE_RETURN_IF_ERROR(CheckOptions(options));
   std::unique_ptr<Engine> engine(new Engine(config, backend, options));
-  SLUICE_ASSIGN_OR_RETURN(engine->runner_,
-                          StepRunner::Create(config, std::move(weights), backend, options));
+  auto runner = StepRunner::Create(config, std::move(weights), backend, options);
+  if (!runner.ok()) return TooLarge(runner.status(), config, options);
+  engine->runner_ = *std::move(runner);
   for (auto& buffers : engine->buffers_) {
     SLUICE_ASSIGN_OR_RETURN(buffers, engine->runner_->MakeBuffers());
   }
@@ -136,6 +157,10 @@ void Engine::TakeExpertLoad(std::vector<int64_t>* tokens) {
   taken_load_ = expert_load_;
 }
 
+absl::Duration Engine::step_limit() const {
+  return backend_->reads_host_memory() ? absl::Minutes(30) : absl::Minutes(1);
+}
+
 size_t Engine::memory_bytes() const { return runner_->memory_bytes(); }
 
 void Engine::QueueSteps() {
@@ -151,7 +176,8 @@ void Engine::QueueSteps() {
     StepBuffers* const step = buffers_[number % kStepsInFlightMax].get();
     const PassObservers observers{.listener = listener_.has_listener() ? &listener_ : nullptr,
                                   .tap = tap_};
-    const absl::Status status = bound.ok() ? runner_->Queue(step, observers) : bound;
+    const absl::Status status =
+        OfStep(bound.ok() ? runner_->Queue(step, observers) : bound, number);
     {
       const std::lock_guard lock(mutex_);
       if (status.ok()) queued_ = number;
@@ -174,7 +200,7 @@ void Engine::AwaitSteps() {
       number = completed_ + 1;
     }
     StepBuffers* const step = buffers_[number % kStepsInFlightMax].get();
-    const absl::Status status = bound.ok() ? backend_->Wait(*step->done) : bound;
+    const absl::Status status = OfStep(bound.ok() ? backend_->Wait(*step->done) : bound, number);
     {
       const std::lock_guard lock(mutex_);
       if (status.ok()) {

@@ -110,6 +110,9 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   const model::ModelConfig& config() const { return config_; }
   size_t memory_bytes() const;
+  // What takes longer hangs: a minute on a device that holds the weights; half an hour where the
+  // first step of a large model may read them from a disk.
+  absl::Duration step_limit() const;
 
  private:
   Engine(const model::ModelConfig& config, Backend* backend, const EngineOptions& options);

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "services/engine/decode_bucket.h"
 #include "services/engine/fake_backend.h"
 #include "services/engine/generator.h"
@@ -135,8 +136,8 @@ TEST_F(EngineTest, AFailedStepEndsTheEngine) {
   const std::vector<StepChunk> chunks = {Chunk()};
   auto handle = engine->Submit(Plan(1, chunks));
   StepResult result;
-  EXPECT_EQ(engine->Wait(*handle, absl::Seconds(30), &result).message(), "device lost");
-  EXPECT_EQ(engine->Submit(Plan(2, chunks)).status().message(), "device lost");
+  EXPECT_EQ(engine->Wait(*handle, absl::Seconds(30), &result).message(), "step 1: device lost");
+  EXPECT_EQ(engine->Submit(Plan(2, chunks)).status().message(), "step 1: device lost");
 }
 
 TEST_F(EngineTest, RefusesBadPlansAndGoesOn) {
@@ -357,7 +358,10 @@ TEST_F(EngineTest, SaysWhatMemoryWasNeededFor) {
   backend_.FailAllocation("KV cache");
   auto engine = Engine::Create(SmallConfig(), SmallWeights(), &backend_, options_);
   EXPECT_EQ(engine.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(engine.status().message(), HasSubstr("KV cache"));
+  EXPECT_THAT(engine.status().message(), HasSubstr("no room for KV cache. KV is "));
+  EXPECT_THAT(engine.status().message(),
+              HasSubstr(absl::StrCat("(kv_pages ", options_.kv_pages, " of ")));
+  EXPECT_THAT(engine.status().message(), HasSubstr("lower one of them"));
 }
 
 TEST_F(EngineTest, RefusesOptionsOutOfRange) {

@@ -19,7 +19,7 @@ absl::Status Generator::Step(std::vector<TokenEvent>* events) {
     submitted_ = plan->number;
   }
   if (submitted_ < oldest_) return absl::OkStatus();
-  SLUICE_RETURN_IF_ERROR(engine_->Wait(StepHandle{oldest_}, kStepTimeout, &result_));
+  SLUICE_RETURN_IF_ERROR(engine_->Wait(StepHandle{oldest_}, engine_->step_limit(), &result_));
   ++oldest_;
   scheduler_.OnResult(result_, events);
   return absl::OkStatus();

@@ -22,12 +22,10 @@ class Generator {
   bool idle() const { return scheduler_.idle(); }
 
   // Keeps the engine supplied and waits for the oldest step; appends its tokens. DeadlineExceeded
-  // when the step takes longer than kStepTimeout.
+  // when the step takes longer than the engine's step_limit.
   absl::Status Step(std::vector<TokenEvent>* events);
 
   const Scheduler& scheduler() const { return scheduler_; }
-
-  static constexpr absl::Duration kStepTimeout = absl::Minutes(30);
 
  private:
   Engine* const engine_;

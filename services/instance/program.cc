@@ -34,6 +34,8 @@ namespace {
 
 // For what has been said already when a stream is closed.
 constexpr absl::Duration kFlush = absl::Seconds(2);
+// Or less, on a device where no step reads weights from a disk.
+constexpr absl::Duration kStepLimitMin = absl::Minutes(10);
 constexpr int64_t kKvBytesDefault = int64_t{1} << 30;
 
 v1::Role ToRole(absl::string_view role) {
@@ -199,7 +201,8 @@ class App {
                                  .kv_timeout = timeouts.kv,
                                  .drain_grace = timeouts.drain},
                         .waiting_requests_max = section_.waiting_requests_max,
-                        .heartbeat = timeouts.heartbeat},
+                        .heartbeat = timeouts.heartbeat,
+                        .step_limit_min = std::min(kStepLimitMin, engine_->step_limit())},
         engine_.get(), transport_.get(), instance_metrics_.get(), &clock_);
     std::vector<std::string> routers;
     for (const Address& address : AttachAddresses(program_.config)) {

@@ -65,7 +65,9 @@ class Evaluation {
     std::vector<engine::TokenEvent> events;
     while (!generator_.idle()) {
       events.clear();
-      SLUICE_RETURN_IF_ERROR(generator_.Step(&events));
+      const absl::Status status = generator_.Step(&events);
+      EndIfStuck(status);
+      SLUICE_RETURN_IF_ERROR(status);
       for (const engine::TokenEvent& event : events) {
         if (event.finish == engine::FinishReason::kDamaged)
           return DamagedLogits(options_.model.dir);

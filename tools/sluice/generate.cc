@@ -266,8 +266,9 @@ absl::Status Generate(const GenerateOptions& options) {
       const std::unique_ptr<engine::Engine> engine,
       engine::Engine::Create(model.config, model.weights, model.backend.get(), engine_options));
 
-  SLUICE_ASSIGN_OR_RETURN(const Generated generated,
-                          RunRequest(engine.get(), model, prompt, sampling, options));
+  auto result = RunRequest(engine.get(), model, prompt, sampling, options);
+  EndIfStuck(result.status());
+  SLUICE_ASSIGN_OR_RETURN(const Generated generated, std::move(result));
   if (options.json) {
     std::puts(ToJson(generated, prompt, model, options)
                   .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)

@@ -1,6 +1,7 @@
 #include "tools/sluice/model_options.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -62,6 +63,12 @@ absl::Status NeedTokenizer(const LoadedModel& model, const ModelOptions& options
   if (model.tokenizer != nullptr) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       options.dir, " has no tokenizer.json, so text cannot be read; give --prompt-token-ids"));
+}
+
+void EndIfStuck(const absl::Status& status) {
+  if (!absl::IsDeadlineExceeded(status)) return;
+  std::fprintf(stderr, "sluice: %s: the device hangs\n", std::string(status.message()).c_str());
+  std::_Exit(1);
 }
 
 absl::Status DamagedLogits(const std::string& model_dir) {

@@ -28,6 +28,10 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options);
 // FailedPrecondition, saying what to do, when the model has no tokenizer.
 absl::Status NeedTokenizer(const LoadedModel& model, const ModelOptions& options);
 
+// A step that does not end (DeadlineExceeded) holds its threads and what they use, so that nothing
+// could be freed: says so and ends the process, status 1. Does nothing about any other status.
+void EndIfStuck(const absl::Status& status);
+
 // Internal: what to tell about a request that ended with FinishReason::kDamaged.
 absl::Status DamagedLogits(const std::string& model_dir);
 

@@ -1,0 +1,15 @@
+// Kernels that go wrong on purpose (cuda_failure_kernels.cu), for cuda_failure_test.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace sluice::cuda {
+
+cudaError_t LaunchTrap(cudaStream_t stream);            // a kernel that stops itself
+cudaError_t LaunchIllegalAddress(cudaStream_t stream);  // writes where nothing is
+// Runs for so long whatever happens, as a kernel does that waits for something that never comes.
+cudaError_t LaunchSpin(int64_t nanoseconds, cudaStream_t stream);
+
+}  // namespace sluice::cuda

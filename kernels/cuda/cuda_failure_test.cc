@@ -1,0 +1,85 @@
+// What a process says, and does, when its GPU fails it. What breaks the device for a process runs
+// in a process of its own (a death test that starts the program again).
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/cuda_failure_kernels.h"
+#include "kernels/cuda/cuda_stream.h"
+#include "services/base/exit_deadline.h"
+
+namespace sluice {
+namespace {
+
+std::unique_ptr<Backend> MakeBackend() {
+  auto backend = MakeCudaBackend({});
+  if (!backend.ok()) {
+    std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());
+    std::abort();
+  }
+  return *std::move(backend);
+}
+
+class CudaFailureDeathTest : public testing::Test {
+ protected:
+  CudaFailureDeathTest() { testing::GTEST_FLAG(death_test_style) = "threadsafe"; }
+};
+
+// Runs one kernel, says what Sync and everything after it give, and ends.
+[[noreturn]] void RunAndEnd(cudaError_t (*launch)(cudaStream_t)) {
+  auto backend = MakeBackend();
+  launch(StreamOf(*backend));
+  const absl::Status status = backend->Sync({});
+  std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  const bool stuck = !backend->Allocate(1, "more").ok() && !backend->Sync({}).ok();
+  backend.reset();  // and that ends too
+  std::exit(status.code() == absl::StatusCode::kInternal && stuck ? 7 : 8);
+}
+
+TEST_F(CudaFailureDeathTest, AKernelThatStopsItselfIsAnErrorThatSaysWhatToDo) {
+  EXPECT_EXIT(RunAndEnd(cuda::LaunchTrap), testing::ExitedWithCode(7),
+              "a step on the GPU: CUDA says cudaErrorLaunchFailure.*start it again");
+}
+
+TEST_F(CudaFailureDeathTest, AnIllegalAddressIsAnErrorThatSaysWhatToDo) {
+  EXPECT_EXIT(RunAndEnd(cuda::LaunchIllegalAddress), testing::ExitedWithCode(7),
+              "a step on the GPU: CUDA says cudaErrorIllegalAddress.*start it again");
+}
+
+// As instances do once a step has had its time: whatever waits for the device, the process ends.
+[[noreturn]] void HangUntilTheDeadline() {
+  ExitDeadline deadline;
+  auto backend = MakeBackend();
+  cuda::LaunchSpin(20'000'000'000, StreamOf(*backend));
+  deadline.Start(absl::Seconds(1));
+  backend.reset();  // waits for the kernel
+  std::exit(8);
+}
+
+TEST_F(CudaFailureDeathTest, AProcessEndsAlthoughAKernelHangs) {
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EXIT(HangUntilTheDeadline(), testing::ExitedWithCode(1), "");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(15));
+}
+
+TEST(CudaFailureTest, NoRoomIsSaidInNumbersAndHarmsNothing) {
+  auto backend = MakeBackend();
+  const auto weights = backend->Allocate(300'000'000, "weights");
+  ASSERT_TRUE(weights.ok());
+  const absl::Status status = backend->Allocate(size_t{1} << 50, "KV cache").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(
+      std::string(status.message()),
+      testing::ContainsRegex("KV cache: needs 1.1 PB, .* has .* free of .*; this process "
+                             "took 300.0 MB so far: weights 300.0 MB"));
+  EXPECT_TRUE(backend->Sync({}).ok());
+  EXPECT_TRUE(backend->Allocate(1000, "more").ok());
+}
+
+}  // namespace
+}  // namespace sluice
