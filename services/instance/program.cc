@@ -186,6 +186,9 @@ class App {
   absl::Status Serve() {
     if (hello_.role() != v1::ROLE_MIXED) {
       SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<PageMover> mover, model_.backend->MakePageMover());
+      if (mover != nullptr && engine_->kv_cache().handle == nullptr) {
+        LogWarn("KV goes through the host: this GPU hands no memory to other processes");
+      }
       SLUICE_ASSIGN_OR_RETURN(transport_,
                               transport::MakeSocketTransport({.memory = KvMemoryOf(*engine_),
                                                               .mover = std::move(mover),

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/base/status.h"
+#include "services/base/log.h"
 #include "services/transport/page_checksum.h"
 
 namespace sluice::transport {
@@ -148,7 +149,11 @@ void DevicePagesIn::Flush() {
   if (!pending_.copies.empty()) {
     if (!mover_.HasRoom()) return;
     absl::StatusOr<std::unique_ptr<PageBatch>> queued = mover_.Queue(pending_.copies, {});
-    if (queued.ok()) pending_.batch = *std::move(queued);
+    if (queued.ok()) {
+      pending_.batch = *std::move(queued);
+    } else {
+      LogError("KV that came cannot be copied", {{"reason", queued.status()}});
+    }
   }
   batches_.push_back(std::exchange(pending_, {}));
 }
@@ -161,7 +166,10 @@ size_t DevicePagesIn::Collect(absl::Time now,
     if (batch.batch != nullptr) {
       const absl::StatusOr<bool> there = batch.batch->Done();
       if (there.ok() && !*there) break;
-      if (!there.ok()) batch.batch.reset();  // the device is of no more use
+      if (!there.ok()) {
+        LogError("KV that came was not copied", {{"reason", there.status()}});
+        batch.batch.reset();
+      }
     }
     for (size_t i = 0; i < batch.pages.size(); ++i) {
       const Page& page = batch.pages[i];

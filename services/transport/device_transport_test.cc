@@ -40,6 +40,18 @@ class DeviceNetwork final : public TestNetwork {
   const Medium medium_;
 };
 
+// Where nobody has one.
+class ProcessorNetwork final : public TestNetwork {
+ public:
+  explicit ProcessorNetwork(Medium medium) : medium_(medium) {}
+  std::unique_ptr<KvTransport> Join(const KvMemory& memory, uint64_t incarnation) override {
+    return *MakeSocketTransport({.memory = memory, .incarnation = incarnation, .medium = medium_});
+  }
+
+ private:
+  const Medium medium_;
+};
+
 class DeviceTransportTest : public testing::TestWithParam<Medium> {
  protected:
   MemoryMoverFaults& sender_device() { return *network_.faults[0]; }
@@ -148,6 +160,30 @@ TEST_P(DeviceTransportTest, ASenderWhoseDeviceFailsEndsTheTransfer) {
   Begin({1});
   EXPECT_EQ(CodeOf(sent_), absl::StatusCode::kInternal);
   EXPECT_EQ(sender().sender_stats().outstanding_bytes, 0);
+}
+
+// Processes of which one has a device and the other has not.
+TEST(MixedTransportTest, DevicesAndProcessorsSendToEachOther) {
+  for (const Medium medium : {Medium::kBest, Medium::kSharedMemory, Medium::kTcp}) {
+    for (const bool device_sends : {true, false}) {
+      SCOPED_TRACE(testing::Message() << static_cast<int>(medium) << device_sends);
+      DeviceNetwork devices(medium);
+      ProcessorNetwork processors(medium);
+      TestNetwork* const sends = device_sends ? static_cast<TestNetwork*>(&devices) : &processors;
+      TestNetwork* const receives =
+          device_sends ? static_cast<TestNetwork*>(&processors) : &devices;
+      Side from(sends, kLayout, 11), to(receives, kLayout, 22);
+      const v1::Lease lease = to.MakeLease(1, 0, {6, 0, 3});
+      Box<LeaseResult> done;
+      Box<absl::Status> sent;
+      ASSERT_EQ(to.Open(lease, 10, done), absl::OkStatus());
+      ASSERT_EQ(
+          from.transport->sender().Write(from.Begin(lease, sent), AllWrites(kLayout, lease, 2)),
+          absl::OkStatus());
+      EXPECT_EQ(sent.Wait(), absl::OkStatus());
+      ExpectArrived(from, to, lease, 2);
+    }
+  }
 }
 
 using MappedTransportTest = DeviceTransportTest;
