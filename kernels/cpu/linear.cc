@@ -86,6 +86,18 @@ absl::Status CpuLinearOps::Linear(const LinearParams& params, StreamId) {
   return absl::OkStatus();
 }
 
+absl::Status CpuLinearOps::MultiLinear(const MultiLinearParams& params, StreamId) {
+  SLUICE_RETURN_IF_ERROR(CheckMultiLinear(params));
+  products_.clear();
+  for (size_t i = 0; i < params.weights.size(); ++i) {
+    SLUICE_RETURN_IF_ERROR(CheckScaleBlock(absl::StrCat("weights[", i, "]"), params.weights[i]));
+    Add(params.x, 0, params.x.rows(), params.weights[i], nullptr, params.outs[i], false,
+        Precision::kBackend);
+  }
+  Run();
+  return absl::OkStatus();
+}
+
 absl::Status CpuLinearOps::GatedLinear(const GatedLinearParams& params, StreamId) {
   SLUICE_RETURN_IF_ERROR(CheckGatedLinear(params));
   SLUICE_RETURN_IF_ERROR(CheckScaleBlock("gate", params.gate));

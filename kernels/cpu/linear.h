@@ -15,6 +15,7 @@ class CpuLinearOps final : public LinearOps {
   explicit CpuLinearOps(const CpuContext& context);
 
   absl::Status Linear(const LinearParams& params, StreamId stream) override;
+  absl::Status MultiLinear(const MultiLinearParams& params, StreamId stream) override;
   absl::Status GatedLinear(const GatedLinearParams& params, StreamId stream) override;
   absl::Status GroupedLinear(const GroupedLinearParams& params, StreamId stream) override;
   absl::Status GroupedGatedLinear(const GroupedGatedLinearParams& params, StreamId stream) override;

@@ -284,6 +284,35 @@ TEST(LinearExactTest, BitEqualForEveryBatchThreadCountAndInstructionSet) {
   }
 }
 
+// Bit for bit: which other weights are multiplied in the same call changes nothing.
+TEST_P(LinearTest, MultiIsEachProductAlone) {
+  for (const int64_t m : {0, 1, 5, 33}) {
+    std::mt19937 rng(kSeed);
+    Matrix x = Matrix::Random(rng, m, 300, 4);
+    std::vector<Weights> weights;
+    weights.emplace_back(rng, DType::kF8E4M3, 96, 300);
+    weights.emplace_back(rng, DType::kBF16, 1, 300);
+    weights.emplace_back(rng, DType::kF8E4M3, 65, 300, 128);
+    for (const CpuIsa isa : Isas()) {
+      Ops ops(isa, 2, GetParam());
+      std::vector<WeightView> views;
+      std::vector<Matrix> together, alone;
+      for (const Weights& w : weights) {
+        views.push_back(w.view);
+        together.emplace_back(m, w.view.rows, 3);
+        alone.emplace_back(m, w.view.rows, 3);
+      }
+      std::vector<TensorView> outs;
+      for (Matrix& out : together) outs.push_back(out.View());
+      ASSERT_TRUE(ops.linear.MultiLinear({x.View(), views, outs}, {}).ok());
+      for (size_t i = 0; i < views.size(); ++i) {
+        ASSERT_TRUE(ops.linear.Linear({x.View(), views[i], alone[i].View()}, {}).ok());
+        ExpectSameBits(together[i], alone[i], absl::StrCat("m ", m, " weight ", i));
+      }
+    }
+  }
+}
+
 TEST(LinearExactTest, F32PrecisionIsExactInFastModeToo) {
   std::mt19937 rng(kSeed);
   const Weights w(rng, DType::kF32, 70, 300);
@@ -325,6 +354,12 @@ TEST(LinearErrorTest, NamesTheOffender) {
   EXPECT_THAT(message(ops.linear.GatedLinear(
                   {x.View(), good.view, good.view.RowSlice(0, 4), out.View()}, {})),
               HasSubstr("up: is [4, 8], wanted [5, 8]"));
+  const std::vector<WeightView> pair = {good.view, good.view};
+  const std::vector<TensorView> one_out = {out.View()}, odd_outs = {out.View(), narrow.View()};
+  EXPECT_THAT(message(ops.linear.MultiLinear({x.View(), pair, one_out}, {})),
+              HasSubstr("outs: 1 tensors, wanted 2"));
+  EXPECT_THAT(message(ops.linear.MultiLinear({x.View(), pair, odd_outs}, {})),
+              HasSubstr("outs[1]: is F32 [3, 7], wanted F32 [3, 5]"));
   const Weights f8(rng, DType::kF8E4M3, 5, 8);
   WeightView huge_blocks = f8.view;
   huge_blocks.scale_block = 1024;

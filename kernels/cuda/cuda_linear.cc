@@ -5,8 +5,8 @@
 #include "kernels/base/status.h"
 #include "kernels/cuda/bf16_linear.h"
 #include "kernels/cuda/cuda_context.h"
-#include "kernels/cuda/fp8_linear.h"
 #include "kernels/cuda/gate_linear.h"
+#include "kernels/cuda/tile_linear.h"
 #include "kernels/cuda/weight_tables.h"
 #include "kernels/ops/checks.h"
 
@@ -16,16 +16,21 @@ namespace {
 class CudaLinearOps final : public LinearOps {
  public:
   explicit CudaLinearOps(const CudaContext& context)
-      : context_(context), tables_(ToWeight), fp8_(context), bf16_(context) {}
+      : context_(context),
+        tables_(ToWeight),
+        fp8_(context, DType::kF8E4M3),
+        bf16_tiles_(context, DType::kBF16),
+        bf16_(context) {}
 
   absl::Status Linear(const LinearParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckLinear(params));
     if (params.precision == Precision::kBackend) {
-      if (OnFp8(params.x, {&params.w, 1}, {}, params.out)) {
-        return fp8_.Run(params.x, {&params.w, 1}, {}, {}, params.out, params.accumulate);
-      }
-      if (context_.numerics == Numerics::kFast &&
-          Bf16Linear::Takes(params.x, params.w, params.out)) {
+      const TileProduct product{.x = params.x,
+                                .weights = {&params.w, 1},
+                                .outs = {&params.out, 1},
+                                .accumulate = params.accumulate};
+      if (Fast() && fp8_.Takes(product)) return fp8_.Run(product);
+      if (Fast() && Bf16Linear::Takes(params.x, params.w, params.out)) {
         return bf16_.Run(params.x, params.w, params.out, params.accumulate);
       }
     }
@@ -36,13 +41,28 @@ class CudaLinearOps final : public LinearOps {
     return Launch(args);
   }
 
+  absl::Status MultiLinear(const MultiLinearParams& params, StreamId stream) override {
+    SLUICE_RETURN_IF_ERROR(CheckMultiLinear(params));
+    if (params.weights.empty()) return absl::OkStatus();
+    const TileProduct product{.x = params.x, .weights = params.weights, .outs = params.outs};
+    TileLinear* const tiles = Tiles(product);
+    // With many rows of bf16 cuBLAS is faster, one weight after the other.
+    if (tiles == &fp8_ || (tiles != nullptr && params.x.rows() <= 128)) return tiles->Run(product);
+    for (size_t i = 0; i < params.weights.size(); ++i) {
+      SLUICE_RETURN_IF_ERROR(
+          Linear({.x = params.x, .w = params.weights[i], .out = params.outs[i]}, stream));
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status GatedLinear(const GatedLinearParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckGatedLinear(params));
     SLUICE_RETURN_IF_ERROR(CheckSameType("up", params.up, params.gate));
-    if (OnFp8(params.x, {&params.gate, 1}, {&params.up, 1}, params.out)) {
-      return fp8_.Run(params.x, {&params.gate, 1}, {&params.up, 1}, {}, params.out,
-                      /*accumulate=*/false);
-    }
+    const TileProduct product{.x = params.x,
+                              .weights = {&params.gate, 1},
+                              .ups = {&params.up, 1},
+                              .outs = {&params.out, 1}};
+    if (TileLinear* const tiles = Tiles(product)) return tiles->Run(product);
     cuda::LinearArgs args = Args(params.x, params.gate, params.out);
     args.single = ToWeight(params.gate);
     args.single_up = ToWeight(params.up);
@@ -95,9 +115,9 @@ class CudaLinearOps final : public LinearOps {
       SLUICE_RETURN_IF_ERROR(CheckWeight(up_name, ups[g], weights[0].rows, weights[0].cols));
       SLUICE_RETURN_IF_ERROR(CheckSameType(up_name, ups[g], weights[0]));
     }
-    if (OnFp8(x, weights, ups, out)) {
-      return fp8_.Run(x, weights, ups, offsets, out, /*accumulate=*/false);
-    }
+    const TileProduct product{
+        .x = x, .weights = weights, .ups = ups, .offsets = offsets, .outs = {&out, 1}};
+    if (TileLinear* const tiles = Tiles(product)) return tiles->Run(product);
     cuda::LinearArgs args = Args(x, weights[0], out);
     args.groups = static_cast<int32_t>(weights.size());
     SLUICE_ASSIGN_OR_RETURN(args.w, tables_.Get(weights, context_.stream));
@@ -143,9 +163,13 @@ class CudaLinearOps final : public LinearOps {
            aligned(params.w.data, params.w.row_stride, DTypeBytes(params.w.dtype));
   }
 
-  bool OnFp8(const TensorView& x, absl::Span<const WeightView> weights,
-             absl::Span<const WeightView> ups, const TensorView& out) const {
-    return context_.numerics == Numerics::kFast && Fp8Linear::Takes(x, weights, ups, out);
+  bool Fast() const { return context_.numerics == Numerics::kFast; }
+
+  // Null: a product for the general kernels.
+  TileLinear* Tiles(const TileProduct& product) {
+    if (!Fast()) return nullptr;
+    if (fp8_.Takes(product)) return &fp8_;
+    return bf16_tiles_.Takes(product) ? &bf16_tiles_ : nullptr;
   }
 
   absl::Status Launch(const cuda::LinearArgs& args) {
@@ -154,8 +178,8 @@ class CudaLinearOps final : public LinearOps {
 
   const CudaContext& context_;
   WeightTables<cuda::Weight> tables_;
-  Fp8Linear fp8_;
-  Bf16Linear bf16_;
+  TileLinear fp8_, bf16_tiles_;
+  Bf16Linear bf16_;          // dense
   CudaMemory gate_scratch_;  // as large as the widest product needs, from its first call on
   int64_t gate_scratch_size_ = 0;
 };

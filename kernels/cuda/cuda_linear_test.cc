@@ -1,5 +1,7 @@
 // Matrix products on the GPU: every size, type and kernel. Sizes are 0, 1, about a tile's edge, and
 // large; outputs are poisoned first.
+#include <cuda_runtime_api.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -7,7 +9,10 @@
 #include <vector>
 
 #include "gmock/gmock.h"
+#include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/cuda_stream.h"
 #include "kernels/cuda/cuda_test_util.h"
+#include "kernels/cuda/tile_linear.h"
 
 namespace sluice {
 namespace {
@@ -132,6 +137,15 @@ OwnedTensor Quantized(const OwnedTensor& x, int64_t rows, int64_t cols) {
   return out;
 }
 
+// x as products with bf16 weights see it.
+OwnedTensor Rounded(const OwnedTensor& x) {
+  OwnedTensor out(DType::kF32, {x.view().dims[0], x.view().dims[1]});
+  for (int64_t i = 0; i < x.size(); ++i) {
+    out.data<float>()[i] = Bf16ToF32(F32ToBf16(x.data<float>()[i]));
+  }
+  return out;
+}
+
 // The tensor cores keep about 14 bits of a sum over 32 products; e4m3 keeps 4 of an activation.
 constexpr double kTensorCoreError = 1e-3, kQuantizationError = 1e-2;
 
@@ -204,6 +218,160 @@ TEST_F(CudaLinearTest, Bf16ProductsAreThoseOfTheRoundedActivations) {
                       .Linear({fast.Up(x), fast.Up(w), out, accumulate, c.precision}, {})
                       .ok());
       EXPECT_LT(Difference(wanted, fast.Down(out)), 1e-5);
+    }
+  }
+}
+
+TEST_F(CudaLinearTest, MultiIsEachProduct) {
+  Device fast(Numerics::kFast);
+  const struct {
+    DType dtype;
+    std::vector<int64_t> n;
+    double error;
+  } cases[] = {
+      {DType::kF8E4M3, {1536, 576}, kTensorCoreError},
+      {DType::kF8E4M3, {4, 260, 64, 128}, kTensorCoreError},
+      {DType::kF8E4M3, {64, 64, 64, 64, 64}, kTensorCoreError},  // more than one launch has
+      {DType::kF8E4M3, {64, 63}, 1e-1},  // the general kernel's: x is not quantised
+      {DType::kBF16, {1536, 576}, 1e-5},
+      {DType::kF32, {5, 7}, 1e-5},
+      {DType::kF8E4M3, {}, 0}};
+  for (const auto& c : cases) {
+    for (const int64_t m : {0, 1, 64, 65, 129, 300}) {
+      SCOPED_TRACE(testing::Message() << DTypeName(c.dtype) << " x " << c.n.size() << ", m " << m);
+      const int64_t k = 512;
+      const OwnedTensor x = Random({m, k});
+      OwnedTensor seen = c.dtype == DType::kF8E4M3 ? Quantized(x, m, k) : x;
+      if (c.dtype == DType::kBF16) seen = Rounded(x);
+      std::vector<OwnedTensor> wanted;
+      std::vector<WeightView> host, device;
+      std::vector<OwnedWeight> weights;
+      std::vector<TensorView> wanted_views, outs;
+      for (const int64_t n : c.n) weights.push_back(RandomWeight(c.dtype, n, k, Seed(), 1.0f));
+      for (const OwnedWeight& w : weights) {
+        wanted.emplace_back(DType::kF32, std::initializer_list<int64_t>{m, w.view.rows});
+      }
+      for (size_t i = 0; i < weights.size(); ++i) {
+        host.push_back(weights[i].view);
+        device.push_back(fast.Up(weights[i]));
+        outs.push_back(fast.Up(wanted[i]));
+        wanted_views.push_back(wanted[i].view());
+      }
+      ASSERT_TRUE(cpu_->linear().MultiLinear({seen.view(), host, wanted_views}, {}).ok());
+      ASSERT_TRUE(fast.backend().linear().MultiLinear({fast.Up(x), device, outs}, {}).ok());
+      for (size_t i = 0; i < weights.size(); ++i) {
+        EXPECT_LT(RelativeError(wanted[i], fast.Down(outs[i]), wanted[i].size()), c.error) << i;
+      }
+    }
+  }
+}
+
+// Not only the plans that Fp8Plan chooses for sizes as small as these.
+TEST_F(CudaLinearTest, EveryPlanComputesTheSame) {
+  using cuda::Sharing;
+  Device fast(Numerics::kFast);
+  CudaContext context{.stream = StreamOf(fast.backend()), .numerics = Numerics::kFast};
+  ASSERT_EQ(cudaDeviceGetAttribute(&context.multiprocessors, cudaDevAttrMultiProcessorCount, 0),
+            cudaSuccess);
+  std::vector<cuda::TilePlan> plans;
+  for (const bool split : {false, true}) {
+    for (const int tokens : {64, 128}) plans.push_back({tokens, 64, Sharing::kNone, 1, split});
+    plans.push_back({64, 128, Sharing::kNone, 1, split});
+    for (const int tokens : {128, 256}) plans.push_back({tokens, 128, Sharing::kTokens, 2, split});
+  }
+  for (const int blocks : {2, 3, 4}) {
+    plans.push_back({64, 64, Sharing::kColumns, blocks});
+    plans.push_back({64, 128, Sharing::kColumns, blocks});
+    plans.push_back({128, 64, Sharing::kColumns, blocks});
+  }
+  const struct {
+    int64_t m, n, k;
+  } sizes[] = {{1, 4, 512},    {63, 260, 1536},  {64, 132, 640},
+               {65, 64, 1024}, {128, 2112, 512}, {300, 1000, 512}};
+  for (const auto& size : sizes) {
+    const OwnedTensor x = Random({size.m, size.k});
+    const OwnedTensor rounded = Quantized(x, size.m, size.k);
+    const OwnedWeight w = RandomWeight(DType::kF8E4M3, size.n, size.k, Seed(), 1.0f);
+    const OwnedWeight up = RandomWeight(DType::kF8E4M3, size.n, size.k, Seed(), 1.0f);
+    const OwnedTensor plain(DType::kF32, {size.m, size.n}), gated(DType::kF32, {size.m, size.n});
+    const OwnedTensor poisoned(DType::kF32, {size.m, size.n});
+    ASSERT_TRUE(cpu_->linear().Linear({rounded.view(), w.view, plain.view()}, {}).ok());
+    ASSERT_TRUE(
+        cpu_->linear().GatedLinear({rounded.view(), w.view, up.view, gated.view()}, {}).ok());
+    const TensorView device_x = fast.Up(x);
+    const WeightView device_w = fast.Up(w), device_up = fast.Up(up);
+    for (const cuda::TilePlan& plan : plans) {
+      SCOPED_TRACE(testing::Message()
+                   << size.m << " x " << size.n << " x " << size.k << ", tile " << plan.tokens
+                   << " x " << plan.outputs << ", sharing " << static_cast<int>(plan.sharing)
+                   << " among " << plan.blocks << (plan.split ? ", split" : ""));
+      TileLinear tiles(context, DType::kF8E4M3);
+      for (const bool has_up : {false, true}) {
+        OwnedTensor first;
+        for (int run = 0; run < 2; ++run) {
+          const TensorView out = fast.Up(poisoned);
+          TileProduct product{.x = device_x, .weights = {&device_w, 1}, .outs = {&out, 1}};
+          if (has_up) product.ups = {&device_up, 1};
+          ASSERT_TRUE(tiles.Run(product, plan).ok());
+          const OwnedTensor got = fast.Down(out);
+          if (run > 0) ExpectSame(first, got, 4);
+          first = got;
+        }
+        EXPECT_LT(RelativeError(has_up ? gated : plain, first, first.size()), kTensorCoreError);
+      }
+    }
+  }
+}
+
+TEST_F(CudaLinearTest, GroupsAndGatesOfBf16AreThoseOfTheRoundedActivations) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int groups;
+    int64_t most, n, k;  // rows of a group at most
+  } cases[] = {{1, 40, 64, 64}, {9, 30, 320, 256}, {6, 300, 192, 448}, {64, 5, 128, 128}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(testing::Message() << c.groups << " groups of up to " << c.most);
+    std::mt19937 random(Seed());
+    std::vector<int32_t> ends = {0};
+    std::vector<OwnedWeight> weights, ups;
+    std::vector<WeightView> host, host_ups, device, device_ups;
+    for (int g = 0; g < c.groups; ++g) {
+      const bool empty = c.groups > 1 && random() % 3 == 0;
+      ends.push_back(ends.back() + (empty ? 0 : 1 + static_cast<int>(random() % c.most)));
+      weights.push_back(RandomWeight(DType::kBF16, c.n, c.k, Seed(), 0.3f));
+      ups.push_back(RandomWeight(DType::kBF16, c.n, c.k, Seed(), 0.3f));
+    }
+    for (int g = 0; g < c.groups; ++g) {
+      host.push_back(weights[g].view);
+      host_ups.push_back(ups[g].view);
+      device.push_back(fast.Up(weights[g]));
+      device_ups.push_back(fast.Up(ups[g]));
+    }
+    const int64_t used = ends.back(), rows = used + 10;
+    const OwnedTensor x = Random({rows, c.k}), rounded = Rounded(x);
+    const OwnedTensor offsets = MakeI32({c.groups + 1}, ends);
+    const OwnedTensor plain(DType::kF32, {rows, c.n}), gated(DType::kF32, {rows, c.n});
+    const TensorView out = fast.Up(plain), gated_out = fast.Up(gated);
+    const TensorView device_x = fast.Up(x), device_offsets = fast.Up(offsets);
+    ASSERT_TRUE(cpu_->linear()
+                    .GroupedLinear({rounded.view(), host, offsets.view(), plain.view()}, {})
+                    .ok());
+    ASSERT_TRUE(
+        fast.backend().linear().GroupedLinear({device_x, device, device_offsets, out}, {}).ok());
+    ASSERT_TRUE(
+        cpu_->linear()
+            .GroupedGatedLinear({rounded.view(), host, host_ups, offsets.view(), gated.view()}, {})
+            .ok());
+    ASSERT_TRUE(
+        fast.backend()
+            .linear()
+            .GroupedGatedLinear({device_x, device, device_ups, device_offsets, gated_out}, {})
+            .ok());
+    const OwnedTensor got = fast.Down(out), got_gated = fast.Down(gated_out);
+    EXPECT_LT(RelativeError(plain, got, used * c.n), 1e-5);
+    EXPECT_LT(RelativeError(gated, got_gated, used * c.n), 1e-4);  // its exponential is quick
+    for (int64_t i = used * c.n; i < rows * c.n; ++i) {
+      EXPECT_TRUE(std::isnan(got.data<float>()[i])) << "a row of no group was written";
     }
   }
 }

@@ -53,50 +53,6 @@ struct RoundArgs {
 };
 cudaError_t LaunchRound(const RoundArgs& args, cudaStream_t stream);
 
-// x in e4m3, one scale per row and 128 columns: |x| / 448 of the largest there.
-struct QuantizeArgs {
-  const float* x;
-  int64_t x_stride;  // a multiple of 4
-  int32_t rows;
-  const int32_t* row_count;  // on the device, or null: rows from there on are left alone
-  int32_t k;                 // a multiple of 128
-  uint8_t* out;              // [rows, k]
-  float* scales;             // [k / 128, scale_stride]
-  int64_t scale_stride;      // at least rows
-};
-cudaError_t LaunchQuantize(const QuantizeArgs& args, cudaStream_t stream);
-
-// An e4m3 weight [n, k] with scales for blocks of 128 x 128. Boxes of `map` are 64 rows of 128.
-struct Fp8Weight {
-  CUtensorMap map;
-  const float* scales;
-  int64_t scale_stride;
-};
-
-// out[m, n] (+)= x[m, :] . w[n, :] in e4m3, or silu(x gate) * (x up). Grouped when offsets is
-// given.
-struct Fp8LinearArgs {
-  CUtensorMap x;          // [m, k] in e4m3; boxes are tokens_per_tile rows of 128
-  const float* x_scales;  // [k / 128, x_scale_stride]
-  int64_t x_scale_stride;
-  Fp8Weight single, single_up;
-  const Fp8Weight* w;   // [groups], on the device, or null: `single`
-  const Fp8Weight* up;  // likewise
-  bool has_up;
-  float* out;
-  int64_t out_stride;      // a multiple of 4
-  int32_t m, n, k;         // n a multiple of 4, k of 128
-  int32_t groups;          // 1 unless grouped; at most kFp8GroupsMax
-  const int32_t* offsets;  // [groups + 1], or null
-  bool accumulate;
-  int32_t tokens_per_tile;  // 16, 32, 64 or 128: so many rows of x at once
-  int32_t blocks;           // at most one for each SM: they wait for each other
-  float* partial;           // [blocks, 128, tokens_per_tile]
-  uint32_t* flags;          // [blocks], zero before and after
-};
-constexpr int kFp8GroupsMax = 512;
-cudaError_t LaunchFp8Linear(const Fp8LinearArgs& args, cudaStream_t stream);
-
 struct EmbedArgs {
   const int32_t* ids;
   const int32_t* tokens_by_slot;

@@ -84,6 +84,22 @@ absl::Status CheckLinear(const LinearParams& params) {
   return CheckTensor("out", params.out, DType::kF32, {params.x.rows(), n});
 }
 
+absl::Status CheckMultiLinear(const MultiLinearParams& params) {
+  if (params.outs.size() != params.weights.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("outs: ", params.outs.size(),
+                                                   " tensors, wanted ", params.weights.size(),
+                                                   ", one for each weight"));
+  }
+  for (size_t i = 0; i < params.weights.size(); ++i) {
+    const WeightView& w = params.weights[i];
+    SLUICE_RETURN_IF_ERROR(CheckTensor("x", params.x, DType::kF32, {-1, w.cols}));
+    SLUICE_RETURN_IF_ERROR(CheckWeight(absl::StrCat("weights[", i, "]"), w, w.rows, w.cols));
+    SLUICE_RETURN_IF_ERROR(CheckTensor(absl::StrCat("outs[", i, "]"), params.outs[i], DType::kF32,
+                                       {params.x.rows(), w.rows}));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckGatedLinear(const GatedLinearParams& params) {
   const int64_t k = params.gate.cols, n = params.gate.rows;
   SLUICE_RETURN_IF_ERROR(CheckTensor("x", params.x, DType::kF32, {-1, k}));

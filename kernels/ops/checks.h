@@ -15,6 +15,7 @@ namespace sluice {
 absl::Status CheckWeight(absl::string_view what, const WeightView& w, int64_t rows, int64_t cols);
 
 absl::Status CheckLinear(const LinearParams& params);
+absl::Status CheckMultiLinear(const MultiLinearParams& params);
 absl::Status CheckGatedLinear(const GatedLinearParams& params);
 // The weights of a group with rows to compute are for the backend to check (CheckWeight).
 absl::Status CheckGroupedLinear(const GroupedLinearParams& params);

@@ -27,6 +27,13 @@ struct LinearParams {
   Precision precision = Precision::kBackend;
 };
 
+// outs[i] = x weights[i]^T: products of the same x, which is prepared once.
+struct MultiLinearParams {
+  TensorView x;                          // f32 [M, K]
+  absl::Span<const WeightView> weights;  // of [N_i, K]
+  absl::Span<const TensorView> outs;     // of f32 [M, N_i], must alias neither x nor each other
+};
+
 // out = silu(x gate^T) * (x up^T).
 struct GatedLinearParams {
   TensorView x;     // f32 [M, K]
@@ -57,6 +64,7 @@ class LinearOps {
  public:
   virtual ~LinearOps() = default;
   virtual absl::Status Linear(const LinearParams& params, StreamId stream) = 0;
+  virtual absl::Status MultiLinear(const MultiLinearParams& params, StreamId stream) = 0;
   virtual absl::Status GatedLinear(const GatedLinearParams& params, StreamId stream) = 0;
   virtual absl::Status GroupedLinear(const GroupedLinearParams& params, StreamId stream) = 0;
   virtual absl::Status GroupedGatedLinear(const GroupedGatedLinearParams& params,

@@ -115,6 +115,7 @@ class FakeBackend : public Backend,
   }
 
   absl::Status Linear(const LinearParams&, StreamId) override { return absl::OkStatus(); }
+  absl::Status MultiLinear(const MultiLinearParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status GatedLinear(const GatedLinearParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status GroupedLinear(const GroupedLinearParams&, StreamId) override {
     return absl::OkStatus();

@@ -230,16 +230,15 @@ absl::Status ForwardPass::WarmUp(const ForwardBatch& batch, StreamId stream) {
   return absl::OkStatus();
 }
 
-absl::Status ForwardPass::ProjectQueries(const model::LayerWeights& layer, int64_t count,
-                                         StreamId stream) {
-  const TensorView x = normed_.Prefix(count);
-  const TensorView q = q_.Prefix(count);
-  if (layer.q_proj.present()) {
-    return backend_->linear().Linear({.x = x, .w = layer.q_proj, .out = q}, stream);
-  }
-  const TensorView latent = q_latent_.Prefix(count);
-  SLUICE_RETURN_IF_ERROR(
-      backend_->linear().Linear({.x = x, .w = layer.q_a, .out = latent}, stream));
+absl::Status ForwardPass::Project(const model::LayerWeights& layer, int64_t count,
+                                  StreamId stream) {
+  const bool direct = layer.q_proj.present();
+  const TensorView q = q_.Prefix(count), latent = q_latent_.Prefix(count);
+  const WeightView weights[] = {direct ? layer.q_proj : layer.q_a, layer.kv_a};
+  const TensorView outs[] = {direct ? q : latent, kv_latent_.Prefix(count)};
+  SLUICE_RETURN_IF_ERROR(backend_->linear().MultiLinear(
+      {.x = normed_.Prefix(count), .weights = weights, .outs = outs}, stream));
+  if (direct) return absl::OkStatus();
   SLUICE_RETURN_IF_ERROR(backend_->elementwise().RmsNorm(
       {.x = latent, .weight = layer.q_a_norm, .eps = kLatentNormEps, .out = latent}, stream));
   return backend_->linear().Linear({.x = latent, .w = layer.q_b, .out = q}, stream);
@@ -255,19 +254,18 @@ absl::Status ForwardPass::Attend(int64_t index, const ForwardBatch& batch, bool 
                                        .eps = static_cast<float>(config_.rms_norm_eps),
                                        .out = x},
                                       stream));
-  SLUICE_RETURN_IF_ERROR(ProjectQueries(layer, rows->count, stream));
-  const TensorView kv = kv_latent_.Prefix(rows->count);
-  SLUICE_RETURN_IF_ERROR(backend_->linear().Linear({.x = x, .w = layer.kv_a, .out = kv}, stream));
-  SLUICE_RETURN_IF_ERROR(backend_->attention().MlaCacheWrite({.dims = dims_,
-                                                              .q = q_.Prefix(rows->count),
-                                                              .kv_a = kv,
-                                                              .kv_norm = layer.kv_a_norm,
-                                                              .eps = kLatentNormEps,
-                                                              .cos_sin = cos_sin_,
-                                                              .positions = batch.positions,
-                                                              .kv_rows = batch.kv_rows,
-                                                              .cache = kv_cache_[index]},
-                                                             stream));
+  SLUICE_RETURN_IF_ERROR(Project(layer, rows->count, stream));
+  SLUICE_RETURN_IF_ERROR(
+      backend_->attention().MlaCacheWrite({.dims = dims_,
+                                           .q = q_.Prefix(rows->count),
+                                           .kv_a = kv_latent_.Prefix(rows->count),
+                                           .kv_norm = layer.kv_a_norm,
+                                           .eps = kLatentNormEps,
+                                           .cos_sin = cos_sin_,
+                                           .positions = batch.positions,
+                                           .kv_rows = batch.kv_rows,
+                                           .cache = kv_cache_[index]},
+                                          stream));
   if (listener != nullptr) {
     SLUICE_ASSIGN_OR_RETURN(const StreamPoint written, backend_->Point(stream));
     listener->OnKvWritten(batch.step, index, written);

@@ -112,7 +112,8 @@ class ForwardPass {
   absl::Status AllocateKvCache();
   absl::Status SpreadEvenly();
 
-  absl::Status ProjectQueries(const model::LayerWeights& layer, int64_t count, StreamId stream);
+  // Queries and latents of the normed rows.
+  absl::Status Project(const model::LayerWeights& layer, int64_t count, StreamId stream);
   absl::Status Attend(int64_t index, const ForwardBatch& batch, bool samples_only, Rows* rows,
                       StreamId stream, LayerListener* listener);
   absl::Status AttendAll(int64_t index, const ForwardBatch& batch, StreamId stream);

@@ -1,0 +1,99 @@
+// Activations as operands of the tensor cores: e4m3 with scales, or bf16.
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/tile_linear_launch.h"
+
+namespace sluice::cuda {
+namespace {
+
+constexpr int kBlock = 128;  // columns of a scale
+constexpr int kWarps = 4;
+constexpr int kBlocksOfWarp = 4;
+
+// The product that follows may start at once: it touches x only when this has ended. When rows are
+// counted on the device it also reads those counts early, so it waits for whoever wrote them.
+__device__ __forceinline__ void Begin(const OperandArgs& args) {
+  if (args.row_count == nullptr) LetNextKernelStart();
+  WaitForEarlierKernels();
+  if (args.row_count != nullptr) LetNextKernelStart();
+}
+
+__device__ __forceinline__ uint32_t ToE4m3(float4 v) {
+  uint16_t low, high;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v.y), "f"(v.x));
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v.w), "f"(v.z));
+  return uint32_t{low} | uint32_t{high} << 16;
+}
+
+// A warp for each kBlocksOfWarp * 128 columns of a row, so that several loads are under way.
+__global__ void __launch_bounds__(kWarps * 32) QuantizeKernel(OperandArgs args) {
+  Begin(args);
+  const int row = blockIdx.x;
+  if (args.row_count != nullptr && row >= *args.row_count) return;
+  const int lane = threadIdx.x % 32;
+  const float margin = 1e-4f;  // DeepSeek-V3 inference/kernel.py
+  const int first = (blockIdx.y * kWarps + threadIdx.x / 32) * kBlocksOfWarp;
+  const int count = min(kBlocksOfWarp, args.k / kBlock - first);
+  const float4* const from =
+      reinterpret_cast<const float4*>(args.x + row * args.x_stride + first * kBlock) + lane;
+  float4 v[kBlocksOfWarp];
+#pragma unroll
+  for (int i = 0; i < kBlocksOfWarp; ++i) {
+    if (i < count) v[i] = __ldcs(from + i * 32);
+  }
+#pragma unroll
+  for (int i = 0; i < kBlocksOfWarp; ++i) {
+    if (i >= count) break;
+    float largest = fmaxf(fmaxf(fabsf(v[i].x), fabsf(v[i].y)), fmaxf(fabsf(v[i].z), fabsf(v[i].w)));
+    // Bits of numbers that are not negative are in their order.
+    largest = __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)));
+    const float scale = fmaxf(largest, margin) / 448.0f;
+    const float4 scaled =
+        make_float4(v[i].x / scale, v[i].y / scale, v[i].z / scale, v[i].w / scale);
+    reinterpret_cast<uint32_t*>(
+        args.out)[(int64_t{row} * args.k + (first + i) * kBlock) / 4 + lane] = ToE4m3(scaled);
+    if (lane == 0) args.scales[(first + i) * args.scale_stride + row] = scale;
+  }
+}
+
+// A thread for 4 columns of a row.
+__global__ void __launch_bounds__(kWarps * 32) RoundKernel(OperandArgs args) {
+  Begin(args);
+  const int row = blockIdx.x;
+  if (args.row_count != nullptr && row >= *args.row_count) return;
+  for (int i = 0; i < kBlocksOfWarp; ++i) {
+    const int column = ((blockIdx.y * kBlocksOfWarp + i) * blockDim.x + threadIdx.x) * 4;
+    if (column >= args.k) return;
+    const float4 v = *reinterpret_cast<const float4*>(args.x + row * args.x_stride + column);
+    __nv_bfloat162 rounded[2] = {__floats2bfloat162_rn(v.x, v.y), __floats2bfloat162_rn(v.z, v.w)};
+    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(args.out) + int64_t{row} * args.k +
+                              column) = *reinterpret_cast<const uint2*>(rounded);
+  }
+}
+
+cudaError_t Launch(void (*kernel)(OperandArgs), const OperandArgs& args, cudaStream_t stream) {
+  if (args.rows == 0) return cudaSuccess;
+  const int columns = kWarps * kBlocksOfWarp * kBlock;  // of a block
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(args.rows),
+                        static_cast<unsigned>((args.k + columns - 1) / columns));
+  config.blockDim = dim3(kWarps * 32);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, args);
+}
+
+}  // namespace
+
+cudaError_t LaunchQuantize(const OperandArgs& args, cudaStream_t stream) {
+  return Launch(QuantizeKernel, args, stream);
+}
+
+cudaError_t LaunchRoundOperand(const OperandArgs& args, cudaStream_t stream) {
+  return Launch(RoundKernel, args, stream);
+}
+
+}  // namespace sluice::cuda

@@ -1,0 +1,186 @@
+#include "kernels/cuda/tile_linear.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/base/status.h"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/tile_plan.h"
+
+namespace sluice {
+namespace {
+
+constexpr int64_t kBlock = 128;  // rows and columns of a weight's scale, columns of an activation's
+constexpr int64_t kStepBytes = 128;
+constexpr int kTokensMax = 256, kOutputsMax = 128;
+
+bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+int64_t ScaleStride(int64_t rows) { return (rows + 3) / 4 * 4; }
+
+}  // namespace
+
+TileLinear::TileLinear(const CudaContext& context, DType dtype)
+    : context_(context),
+      dtype_(dtype),
+      element_bytes_(DTypeBytes(dtype)),
+      tables_([this](const WeightView& w) {
+        return ToTileWeight(w, cuda::WeightBoxRows(kOutputsMax, /*gated=*/false));
+      }) {}
+
+bool TileLinear::TakesWeight(const WeightView& w) const {
+  if (w.dtype != dtype_ || w.cols * element_bytes_ % kStepBytes != 0 || w.rows % 4 != 0 ||
+      w.row_stride * element_bytes_ % 16 != 0 || !Aligned(w.data)) {
+    return false;
+  }
+  return dtype_ != DType::kF8E4M3 || (w.scales != nullptr && w.scale_block == kBlock &&
+                                      w.row_begin % kBlock == 0 && w.col_begin % kBlock == 0);
+}
+
+bool TileLinear::Takes(const TileProduct& product) const {
+  const auto takes = [this](const WeightView& w) { return TakesWeight(w); };
+  const auto aligned = [](const TensorView& out) {
+    return out.row_stride % 4 == 0 && Aligned(out.data);
+  };
+  return product.weights.size() <=
+             static_cast<size_t>(product.grouped() ? cuda::kTileGroupsMax : cuda::kTilePartsMax) &&
+         product.x.row_stride % 4 == 0 && Aligned(product.x.data) &&
+         std::all_of(product.outs.begin(), product.outs.end(), aligned) &&
+         std::all_of(product.weights.begin(), product.weights.end(), takes) &&
+         std::all_of(product.ups.begin(), product.ups.end(), takes);
+}
+
+absl::StatusOr<cuda::TileWeight> TileLinear::ToTileWeight(const WeightView& w, int box_rows) const {
+  cuda::TileWeight weight{};
+  SLUICE_ASSIGN_OR_RETURN(weight.map, MakeByteMap(w.data, w.rows, w.cols * element_bytes_,
+                                                  w.row_stride * element_bytes_, box_rows));
+  if (dtype_ == DType::kF8E4M3) {
+    weight.scales = w.scales + w.row_begin / kBlock * w.scale_row_stride + w.col_begin / kBlock;
+    weight.scale_stride = w.scale_row_stride;
+  }
+  return weight;
+}
+
+absl::Status TileLinear::Reserve(int64_t rows, int64_t cols) {
+  const int64_t bytes = rows * cols * element_bytes_;
+  const int64_t scales = dtype_ == DType::kF8E4M3 ? ScaleStride(rows) * (cols / kBlock) : 0;
+  if (partial_ != nullptr && bytes <= x_bytes_ && scales <= x_scales_count_) {
+    return absl::OkStatus();
+  }
+  SLUICE_RETURN_IF_ERROR(
+      CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
+  if (partial_ == nullptr) {
+    const size_t blocks = static_cast<size_t>(context_.multiprocessors);
+    SLUICE_ASSIGN_OR_RETURN(partial_,
+                            AllocateCuda(blocks * kTokensMax * kOutputsMax * sizeof(float)));
+    SLUICE_ASSIGN_OR_RETURN(flags_, AllocateCuda(blocks * 2 * sizeof(uint32_t)));
+  }
+  if (bytes > x_bytes_) {
+    SLUICE_ASSIGN_OR_RETURN(x_, AllocateCuda(static_cast<size_t>(bytes)));
+    x_bytes_ = bytes;
+  }
+  if (scales > x_scales_count_) {
+    SLUICE_ASSIGN_OR_RETURN(
+        x_scales_,
+        AllocateCuda(static_cast<size_t>(scales + cuda::kTileScaleSlack) * sizeof(float)));
+    x_scales_count_ = scales;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TileLinear::MakeOperand(const TileProduct& product, cuda::TileLinearArgs* args) {
+  const int64_t rows = product.x.rows(), cols = product.weights[0].cols;
+  SLUICE_RETURN_IF_ERROR(Reserve(rows, cols));
+  const cuda::OperandArgs operand{
+      .x = product.x.As<float>(),
+      .x_stride = product.x.row_stride,
+      .rows = static_cast<int32_t>(rows),
+      .row_count =
+          product.grouped() ? product.offsets.As<int32_t>() + product.weights.size() : nullptr,
+      .k = static_cast<int32_t>(cols),
+      .out = x_.get(),
+      .scales = static_cast<float*>(x_scales_.get()),
+      .scale_stride = ScaleStride(rows),
+  };
+  args->x_scales = operand.scales;
+  args->x_scale_stride = operand.scale_stride;
+  // No more rows than there are, when that is known here.
+  const int64_t tile_rows =
+      product.grouped() ? args->plan.tokens : std::min<int64_t>(rows, args->plan.tokens);
+  const int64_t boxes = args->plan.sharing == cuda::Sharing::kTokens ? 2 : 1;
+  args->x_box_rows = static_cast<int32_t>((tile_rows + 8 * boxes - 1) / (8 * boxes) * 8);
+  SLUICE_ASSIGN_OR_RETURN(args->x, MakeByteMap(x_.get(), rows, cols * element_bytes_,
+                                               cols * element_bytes_, args->x_box_rows));
+  return dtype_ == DType::kF8E4M3
+             ? CudaStatus(cuda::LaunchQuantize(operand, context_.stream), "quantising activations")
+             : CudaStatus(cuda::LaunchRoundOperand(operand, context_.stream),
+                          "rounding activations");
+}
+
+absl::Status TileLinear::Run(const TileProduct& product) {
+  TileProblem problem{.rows = product.x.rows(),
+                      .groups = 1,
+                      .grouped = product.grouped(),
+                      .n = 0,
+                      .steps = product.weights[0].cols * element_bytes_ / kStepBytes,
+                      .blocks = context_.multiprocessors};
+  if (product.grouped()) {
+    problem.groups = static_cast<int64_t>(product.weights.size());
+    problem.n = product.weights[0].rows;
+  } else {
+    for (const WeightView& w : product.weights) problem.n += w.rows;
+  }
+  if (!product.ups.empty()) problem.n *= 2;
+  return Run(product, dtype_ == DType::kF8E4M3 ? Fp8Plan(problem) : Bf16Plan(problem));
+}
+
+absl::Status TileLinear::Run(const TileProduct& product, const cuda::TilePlan& plan) {
+  if (product.x.rows() == 0) return absl::OkStatus();
+  cuda::TileLinearArgs args{};
+  args.plan = plan;
+  args.m = static_cast<int32_t>(product.x.rows());
+  args.steps = static_cast<int32_t>(product.weights[0].cols * element_bytes_ / kStepBytes);
+  args.groups = product.grouped() ? static_cast<int32_t>(product.weights.size()) : 1;
+  args.gated = !product.ups.empty();
+  args.accumulate = product.accumulate;
+  args.blocks = context_.multiprocessors;
+  if (plan.sharing == cuda::Sharing::kColumns) {
+    // A cluster for each tile: they do not wait for each other.
+    int64_t tiles = 0;
+    for (const WeightView& w : product.weights) {
+      const int64_t outputs = args.gated ? plan.outputs / 2 : plan.outputs;
+      tiles += (w.rows + outputs - 1) / outputs;
+    }
+    tiles *= (product.x.rows() + plan.tokens - 1) / plan.tokens;
+    args.blocks = static_cast<int32_t>(tiles * plan.blocks);
+  }
+  args.part_count = static_cast<int32_t>(product.outs.size());
+  for (size_t p = 0; p < product.outs.size(); ++p) {
+    args.parts[p].out = product.outs[p].As<float>();
+    args.parts[p].out_stride = product.outs[p].row_stride;
+    args.parts[p].n = static_cast<int32_t>(product.weights[p].rows);
+  }
+  if (product.grouped()) {
+    args.offsets = product.offsets.As<int32_t>();
+    SLUICE_ASSIGN_OR_RETURN(args.group_weights, tables_.Get(product.weights, context_.stream));
+    if (args.gated) {
+      SLUICE_ASSIGN_OR_RETURN(args.group_ups, tables_.Get(product.ups, context_.stream));
+    }
+  } else {
+    const int box_rows = cuda::WeightBoxRows(plan.outputs, args.gated);
+    for (size_t p = 0; p < product.weights.size(); ++p) {
+      SLUICE_ASSIGN_OR_RETURN(args.parts[p].w, ToTileWeight(product.weights[p], box_rows));
+    }
+    if (args.gated) {
+      SLUICE_ASSIGN_OR_RETURN(args.up, ToTileWeight(product.ups[0], box_rows));
+    }
+  }
+  SLUICE_RETURN_IF_ERROR(MakeOperand(product, &args));
+  args.partial = static_cast<float*>(partial_.get());
+  args.flags = static_cast<uint32_t*>(flags_.get());
+  return dtype_ == DType::kF8E4M3
+             ? CudaStatus(cuda::LaunchFp8Tiles(args, context_.stream), "FP8 matrix product")
+             : CudaStatus(cuda::LaunchBf16Tiles(args, context_.stream), "bf16 matrix product");
+}
+
+}  // namespace sluice
