@@ -1,9 +1,9 @@
 // Matrix products with weights on the tensor cores: dense with one weight or several over the same
-// x, gated (SwiGLU) and grouped by expert.
+// x, gated (SwiGLU) and grouped by expert. kernels/docs/fp8_linear.md has the whole story.
 //
 // A block has two warpgroups that multiply and a warp each that lets TMA fill a ring with weights,
-// rows of x, and their scales. A step is 128 bytes of a row: 128 columns in e4m3,
-// 64 in bf16. Rows of x are the 64-row side of wgmma, rows of weights its columns, so that a
+// rows of x, and their scales. A step is 128 bytes of a row: 128 columns in e4m3, 64 in bf16. Rows
+// of x are the 64-row side of wgmma, rows of weights its columns, so that a
 // thread holds two outputs side by side and gate and up of the same output.
 //   e4m3: the tensor core keeps about 14 bits of a sum, so that each step is summed there and then
 //   added, scaled, in f32.

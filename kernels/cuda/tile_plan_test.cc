@@ -54,5 +54,36 @@ TEST(TilePlanTest, AllAreSound) {
   }
 }
 
+TEST(TilePlanTest, DecodeShapesOfDeepSeekV3) {
+  const auto plan = [](int64_t rows, int64_t n, int64_t steps) {
+    const TilePlan p = Fp8Plan({.rows = rows, .n = n, .steps = steps});
+    return std::tuple(p.tokens, p.outputs, p.blocks, p.split);
+  };
+  EXPECT_EQ(plan(8, 2112, 56), std::tuple(64, 64, 3, false));
+  EXPECT_EQ(plan(64, 4096, 56), std::tuple(64, 128, 3, false));
+  EXPECT_EQ(plan(64, 7168, 16), std::tuple(64, 64, 1, false));
+  EXPECT_EQ(plan(64, 7168, 128), std::tuple(64, 128, 2, false));
+  EXPECT_EQ(plan(64, 24576, 12), std::tuple(64, 64, 1, false));
+  EXPECT_EQ(plan(128, 2112, 56), std::tuple(128, 64, 3, false));
+  EXPECT_EQ(plan(128, 4096, 56), std::tuple(128, 64, 2, false));
+  EXPECT_EQ(plan(128, 7168, 16), std::tuple(128, 64, 1, false));
+  EXPECT_EQ(plan(128, 7168, 128), std::tuple(128, 128, 2, true));
+}
+
+TEST(TilePlanTest, GroupsOfDeepSeekV3) {
+  const auto plan = [](int64_t groups, int64_t rows, int64_t n, int64_t steps) {
+    const TilePlan p =
+        Fp8Plan({.rows = groups * rows, .groups = groups, .grouped = true, .n = n, .steps = steps});
+    return std::tuple(p.tokens, p.split);
+  };
+  EXPECT_EQ(plan(9, 8, 4096, 56), std::tuple(64, true));
+  EXPECT_EQ(plan(9, 114, 4096, 56), std::tuple(128, true));
+  EXPECT_EQ(plan(9, 128, 7168, 16), std::tuple(128, false));
+  EXPECT_EQ(plan(9, 256, 7168, 16), std::tuple(256, false));
+  EXPECT_EQ(plan(9, 14464, 4096, 56), std::tuple(256, false));
+  EXPECT_EQ(plan(1, 256, 4096, 56), std::tuple(128, true));
+  EXPECT_EQ(plan(1, 256, 7168, 16), std::tuple(128, false));
+}
+
 }  // namespace
 }  // namespace sluice

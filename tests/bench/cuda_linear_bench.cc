@@ -71,6 +71,55 @@ void Dense(CudaBench& bench, Backend& backend, int64_t m, int64_t n, int64_t k, 
             });
 }
 
+// Gate, up and SwiGLU of one weight each.
+void Gated(CudaBench& bench, Backend& backend, int64_t m, int64_t n, int64_t k) {
+  const std::string shape = absl::StrCat("m=", m, " n=", n, " k=", k);
+  if (!bench.Wants("gated", shape)) return;
+  const double bytes = 2 * static_cast<double>(n * k);
+  const int copies = CopiesBeyondL2(bytes);
+  const Fp8Weights gates(copies, 1, n, k, 1), ups(copies, 1, n, k, 5);
+  const DeviceMemory x = RandomF32(m * k, 1, 3), out = Zeros(m * n * 4);
+  const TensorView x_view(x.get(), DType::kF32, {m, k}), out_view(out.get(), DType::kF32, {m, n});
+  bench.Run(
+      {.name = "gated",
+       .shape = shape,
+       .flops = 4.0 * static_cast<double>(m * n * k),
+       .flops_max = kFp8Flops,
+       .bytes = bytes + static_cast<double>(4 * m * (n + k)),
+       .copies = copies},
+      StreamOf(backend), [&](int i) {
+        Check(backend.linear().GatedLinear(
+            {.x = x_view, .gate = gates[i % copies][0], .up = ups[i % copies][0], .out = out_view},
+            {}));
+      });
+}
+
+// The first products of attention, q_a and kv_a, at once.
+void Multi(CudaBench& bench, Backend& backend, int64_t m) {
+  const int64_t q_rows = 1536, kv_rows = 576, k = 7168;
+  const std::string shape = absl::StrCat("m=", m, " n=1536+576 k=7168");
+  if (!bench.Wants("multi", shape)) return;
+  const double bytes = static_cast<double>((q_rows + kv_rows) * k);
+  const int copies = CopiesBeyondL2(bytes);
+  const Fp8Weights q_a(copies, 1, q_rows, k, 1), kv_a(copies, 1, kv_rows, k, 5);
+  const DeviceMemory x = RandomF32(m * k, 1, 3), q = Zeros(m * q_rows * 4),
+                     kv = Zeros(m * kv_rows * 4);
+  const TensorView x_view(x.get(), DType::kF32, {m, k});
+  const TensorView outs[] = {TensorView(q.get(), DType::kF32, {m, q_rows}),
+                             TensorView(kv.get(), DType::kF32, {m, kv_rows})};
+  bench.Run(
+      {.name = "multi",
+       .shape = shape,
+       .flops = 2 * static_cast<double>(m) * bytes,
+       .flops_max = kFp8Flops,
+       .bytes = bytes + static_cast<double>(4 * m * (q_rows + kv_rows + k)),
+       .copies = copies},
+      StreamOf(backend), [&](int i) {
+        const WeightView weights[] = {q_a[i % copies][0], kv_a[i % copies][0]};
+        Check(backend.linear().MultiLinear({.x = x_view, .weights = weights, .outs = outs}, {}));
+      });
+}
+
 // `groups` experts of `m` rows each: gate, up and SwiGLU, or plain.
 void Grouped(CudaBench& bench, Backend& backend, int groups, int64_t m, int64_t n, int64_t k,
              bool gated, Peer peer) {
@@ -198,6 +247,12 @@ void RunAll(CudaBench& bench) {
                  {32, {}},        {64, s.at_64},     {128, s.at_128},
                  {256, s.at_256}, {1024, s.at_1024}, {4096, s.at_4096}};
     for (const auto& size : sizes) Dense(bench, *backend, size.m, s.n, s.k, size.peer);
+  }
+  for (const int64_t m : {1, 8, 32, 64, 128, 256}) {
+    Multi(bench, *backend, m);
+    Gated(bench, *backend, m, 2048, 7168);   // the shared expert
+    Gated(bench, *backend, m, 18432, 7168);  // a dense layer
+    Dense(bench, *backend, m, 7168, 18432, Peer());
   }
   for (const GroupedShape& s : kGrouped) {
     Grouped(bench, *backend, 9, s.m, 2048, 7168, /*gated=*/true, s.gate_up);
