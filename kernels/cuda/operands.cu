@@ -1,5 +1,6 @@
 // Activations as operands of the tensor cores: e4m3 with scales, or bf16.
 #include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/early_launch.cuh"
 #include "kernels/cuda/tile_linear_launch.h"
 
 namespace sluice::cuda {
@@ -73,17 +74,10 @@ __global__ void __launch_bounds__(kWarps * 32) RoundKernel(OperandArgs args) {
 cudaError_t Launch(void (*kernel)(OperandArgs), const OperandArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return cudaSuccess;
   const int columns = kWarps * kBlocksOfWarp * kBlock;  // of a block
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(args.rows),
-                        static_cast<unsigned>((args.k + columns - 1) / columns));
-  config.blockDim = dim3(kWarps * 32);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, args);
+  const LaunchShape shape = {dim3(static_cast<unsigned>(args.rows),
+                                  static_cast<unsigned>((args.k + columns - 1) / columns)),
+                             kWarps * 32};
+  return LaunchEarly(kernel, shape, stream, args);
 }
 
 }  // namespace
