@@ -134,6 +134,7 @@ class CpuAttentionOps final : public AttentionOps {
  public:
   explicit CpuAttentionOps(const CpuContext& context)
       : pool_(context.pool),
+        calls_(context.calls),
         rows_(SLUICE_CHOOSE_KERNELS(context.isa, GetRowKernels)),
         amx_(context.numerics == Numerics::kFast && context.isa >= CpuIsa::kAmx) {
     const AttentionKernels& attention = SLUICE_CHOOSE_KERNELS(context.isa, GetAttentionKernels);
@@ -148,6 +149,7 @@ class CpuAttentionOps final : public AttentionOps {
   }
 
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
+    calls_->Count("mla_cache_write", "cpu");
     SLUICE_RETURN_IF_ERROR(CheckMlaCacheWrite(params));
     SLUICE_RETURN_IF_ERROR(CheckCacheWriteValues(params));
     const MlaDims& dims = params.dims;
@@ -168,6 +170,7 @@ class CpuAttentionOps final : public AttentionOps {
     if (tokens == 0) return absl::OkStatus();
     const bool on_amx =
         amx_ && params.cache.dtype == DType::kBF16 && MlaAbsorbedAmxTask::Fits(dims);
+    calls_->Count("mla_absorbed", on_amx ? "amx" : "f32");
     const Blocks blocks = on_amx ? AmxBlocks(tokens, dims.num_heads, pool_.threads())
                                  : F32Blocks(tokens, dims.num_heads, pool_.threads());
     int64_t positions = 0;
@@ -207,7 +210,9 @@ class CpuAttentionOps final : public AttentionOps {
     for (const PromptChunk& chunk : params.chunks) {
       if (chunk.num_tokens == 0) continue;
       const SequencePrompt prompt = ToSequence(params, chunk);
-      if (amx_ && MlaPromptAmxTask::Fits(params.dims)) {
+      const bool on_amx = amx_ && MlaPromptAmxTask::Fits(params.dims);
+      calls_->Count("mla_prompt", on_amx ? "amx" : "f32");
+      if (on_amx) {
         PromptOnAmx(prompt);
       } else {
         PromptInF32(prompt);
@@ -278,6 +283,7 @@ class CpuAttentionOps final : public AttentionOps {
   }
 
   ThreadPool& pool_;
+  const std::shared_ptr<KernelCalls> calls_;
   const RowKernels& rows_;
   const bool amx_;
   // Workspaces, one per worker.

@@ -32,7 +32,7 @@ class CpuBackend final : public Backend {
  public:
   CpuBackend(int threads, CpuIsa isa, Numerics numerics)
       : pool_(threads),
-        context_{pool_, isa, numerics},
+        context_{.pool = pool_, .isa = isa, .numerics = numerics},
         linear_(MakeCpuLinearOps(context_)),
         elementwise_(MakeCpuElementwiseOps(context_)),
         attention_(MakeCpuAttentionOps(context_)),
@@ -72,6 +72,8 @@ class CpuBackend final : public Backend {
     return absl::OkStatus();
   }
   absl::Status Sync(StreamId) override { return absl::OkStatus(); }
+
+  const KernelCalls* kernel_calls() const override { return context_.calls.get(); }
 
   std::string Describe() const override {
     return absl::StrCat("CPU, ", IsaName(context_.isa), ", ", pool_.threads(),

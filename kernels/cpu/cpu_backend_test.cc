@@ -58,6 +58,23 @@ TEST(CpuBackendTest, MemoryIsZeroedAlignedAndCopied) {
   }
 }
 
+TEST(CpuBackendTest, TellsWhichKernelsServed) {
+  const auto backend =
+      MakeCpuBackend({.threads = 1, .numerics = Numerics::kFast, .isa = CpuIsa::kGeneric});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  ASSERT_TRUE((*backend)->kernel_calls()->Snapshot().empty());
+  std::vector<float> x(4, 1.0f), w(8, 2.0f), out(2);
+  const LinearParams params = {.x = TensorView(x.data(), DType::kF32, {1, 4}),
+                               .w = {.data = w.data(), .rows = 2, .cols = 4, .row_stride = 4},
+                               .out = TensorView(out.data(), DType::kF32, {1, 2})};
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE((*backend)->linear().Linear(params, {}).ok());
+  const auto calls = (*backend)->kernel_calls()->Snapshot();
+  ASSERT_EQ(calls.size(), 1u);
+  EXPECT_STREQ(calls[0].op, "linear");
+  EXPECT_STREQ(calls[0].kernel, "f32");  // no faster one on plain x86-64
+  EXPECT_EQ(calls[0].calls, 3);
+}
+
 TEST(CpuBackendTest, AllocationBeyondTheMachineNamesWhatItWasFor) {
   const auto backend = MakeCpuBackend({.threads = 1});
   ASSERT_TRUE(backend.ok()) << backend.status();

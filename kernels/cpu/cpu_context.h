@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/thread_pool.h"
+#include "kernels/ops/kernel_calls.h"
 
 namespace sluice {
 
@@ -13,6 +14,7 @@ struct CpuContext {
   ThreadPool& pool;
   CpuIsa isa;
   Numerics numerics;
+  std::shared_ptr<KernelCalls> calls = std::make_shared<KernelCalls>();
 };
 
 std::unique_ptr<LinearOps> MakeCpuLinearOps(const CpuContext& context);

@@ -18,9 +18,12 @@ namespace {
 class CpuElementwiseOps final : public ElementwiseOps {
  public:
   explicit CpuElementwiseOps(const CpuContext& context)
-      : pool_(context.pool), kernels_(SLUICE_CHOOSE_KERNELS(context.isa, GetRowKernels)) {}
+      : pool_(context.pool),
+        calls_(context.calls),
+        kernels_(SLUICE_CHOOSE_KERNELS(context.isa, GetRowKernels)) {}
 
   absl::Status Embed(const EmbedParams& params, StreamId) override {
+    calls_->Count("embed", "cpu");
     const int64_t tokens = params.ids.rows();
     const int64_t hidden = params.table.cols;
     SLUICE_RETURN_IF_ERROR(CheckEmbed(params));
@@ -35,6 +38,7 @@ class CpuElementwiseOps final : public ElementwiseOps {
   }
 
   absl::Status RmsNorm(const RmsNormParams& params, StreamId) override {
+    calls_->Count("rms_norm", "cpu");
     const int64_t width = params.weight.rows();
     SLUICE_RETURN_IF_ERROR(CheckRmsNorm(params));
     ForkIfWorth(pool_, params.x.rows(), width / 8, [&](int64_t row) {
@@ -45,6 +49,7 @@ class CpuElementwiseOps final : public ElementwiseOps {
   }
 
   absl::Status GatherRows(const GatherRowsParams& params, StreamId) override {
+    calls_->Count("gather_rows", "cpu");
     SLUICE_RETURN_IF_ERROR(CheckGatherRows(params));
     const int64_t count = params.rows.rows();
     const int64_t width = params.x.dims[1];
@@ -63,6 +68,7 @@ class CpuElementwiseOps final : public ElementwiseOps {
   }
 
   absl::Status FillRandom(const FillRandomParams& params, StreamId) override {
+    calls_->Count("fill_random", "cpu");
     SLUICE_RETURN_IF_ERROR(CheckFillRandom(params));
     const WeightView& out = params.out;
     if (out.dtype == DType::kF8E4M3) {
@@ -151,6 +157,7 @@ class CpuElementwiseOps final : public ElementwiseOps {
   }
 
   ThreadPool& pool_;
+  const std::shared_ptr<KernelCalls> calls_;
   const RowKernels& kernels_;
 };
 

@@ -57,10 +57,12 @@ class CpuMoeOps final : public MoeOps {
  public:
   explicit CpuMoeOps(const CpuContext& context)
       : pool_(context.pool),
+        calls_(context.calls),
         kernels_(SLUICE_CHOOSE_KERNELS(context.isa, GetRowKernels)),
         scratch_(context.pool.threads()) {}
 
   absl::Status Gate(const GateParams& params, StreamId) override {
+    calls_->Count("gate", "cpu");
     SLUICE_RETURN_IF_ERROR(CheckGate(params));
     const int64_t tokens = params.logits.rows();
     const int64_t experts = params.logits.dims[1];
@@ -106,6 +108,7 @@ class CpuMoeOps final : public MoeOps {
 
   // A counting sort: rows of a slot come out in order of token.
   absl::Status Permute(const MoePermuteParams& params, StreamId) override {
+    calls_->Count("moe_permute", "cpu");
     SLUICE_RETURN_IF_ERROR(CheckMoePermute(params));
     SLUICE_RETURN_IF_ERROR(CheckPermuteValues(params));
     const int64_t tokens = params.x.rows();
@@ -144,6 +147,7 @@ class CpuMoeOps final : public MoeOps {
   }
 
   absl::Status Combine(const MoeCombineParams& params, StreamId) override {
+    calls_->Count("moe_combine", "cpu");
     SLUICE_RETURN_IF_ERROR(CheckMoeCombine(params));
     const int64_t hidden = params.out.dims[1];
     const int64_t top_k = params.pair_rows.dims[1];
@@ -160,6 +164,7 @@ class CpuMoeOps final : public MoeOps {
 
  private:
   ThreadPool& pool_;
+  const std::shared_ptr<KernelCalls> calls_;
   const RowKernels& kernels_;
   std::vector<std::vector<float>> scratch_;  // per worker: scores, then biased scores
   std::vector<int32_t> next_row_;            // per slot

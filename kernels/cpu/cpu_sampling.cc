@@ -64,12 +64,13 @@ absl::Status CheckRow(const SampleParams& params, int64_t index) {
 
 class CpuSamplingOps final : public SamplingOps {
  public:
-  explicit CpuSamplingOps(const CpuContext& context) : pool_(context.pool) {
+  explicit CpuSamplingOps(const CpuContext& context) : pool_(context.pool), calls_(context.calls) {
     const SamplingKernels& kernels = SLUICE_CHOOSE_KERNELS(context.isa, GetSamplingKernels);
     for (int i = 0; i < pool_.threads(); ++i) samplers_.emplace_back(kernels);
   }
 
   absl::Status Sample(const SampleParams& params, StreamId) override {
+    calls_->Count("sample", "cpu");
     SLUICE_RETURN_IF_ERROR(CheckSample(params));
     for (int64_t row = 0; row < params.logits.rows(); ++row) {
       SLUICE_RETURN_IF_ERROR(CheckRow(params, row));
@@ -117,6 +118,7 @@ class CpuSamplingOps final : public SamplingOps {
   }
 
   ThreadPool& pool_;
+  const std::shared_ptr<KernelCalls> calls_;
   std::vector<RowSampler> samplers_;  // one per worker
 };
 

@@ -82,6 +82,7 @@ absl::Status CpuLinearOps::Linear(const LinearParams& params, StreamId) {
   products_.clear();
   Add(params.x, 0, params.x.rows(), params.w, nullptr, params.out, params.accumulate,
       params.precision);
+  CountCalls("linear");
   Run();
   return absl::OkStatus();
 }
@@ -94,6 +95,7 @@ absl::Status CpuLinearOps::MultiLinear(const MultiLinearParams& params, StreamId
     Add(params.x, 0, params.x.rows(), params.weights[i], nullptr, params.outs[i], false,
         Precision::kBackend);
   }
+  CountCalls("multi_linear");
   Run();
   return absl::OkStatus();
 }
@@ -105,6 +107,7 @@ absl::Status CpuLinearOps::GatedLinear(const GatedLinearParams& params, StreamId
   products_.clear();
   Add(params.x, 0, params.x.rows(), params.gate, &params.up, params.out, false,
       Precision::kBackend);
+  CountCalls("gated_linear");
   Run();
   return absl::OkStatus();
 }
@@ -112,6 +115,7 @@ absl::Status CpuLinearOps::GatedLinear(const GatedLinearParams& params, StreamId
 absl::Status CpuLinearOps::GroupedLinear(const GroupedLinearParams& params, StreamId) {
   SLUICE_RETURN_IF_ERROR(CheckGroupedLinear(params));
   SLUICE_RETURN_IF_ERROR(AddGroups(params.x, params.offsets, params.out, params.weights, {}));
+  CountCalls("grouped_linear");
   Run();
   return absl::OkStatus();
 }
@@ -119,6 +123,7 @@ absl::Status CpuLinearOps::GroupedLinear(const GroupedLinearParams& params, Stre
 absl::Status CpuLinearOps::GroupedGatedLinear(const GroupedGatedLinearParams& params, StreamId) {
   SLUICE_RETURN_IF_ERROR(CheckGroupedGatedLinear(params));
   SLUICE_RETURN_IF_ERROR(AddGroups(params.x, params.offsets, params.out, params.gates, params.ups));
+  CountCalls("grouped_gated_linear");
   Run();
   return absl::OkStatus();
 }
@@ -190,6 +195,17 @@ const LinearKernels& CpuLinearOps::ChooseKernels(const LinearTile& whole, bool g
   const bool few = whole.tokens < kWidenTokensMin;
   const bool rounds_weights = whole.w.dtype == DType::kF32 || whole.w.dtype == DType::kF16;
   return few && rounds_weights ? exact_ : GetBf16LinearKernels();
+}
+
+void CpuLinearOps::CountCalls(const char* op) {
+  const LinearKernels* last = nullptr;  // a group's products mostly have the same
+  for (const Product& product : products_) {
+    if (product.kernels == last) continue;
+    last = product.kernels;
+    context_.calls->Count(op, last == &exact_                   ? "f32"
+                              : last == &GetBf16LinearKernels() ? "bf16_dot"
+                                                                : "amx");
+  }
 }
 
 void CpuLinearOps::Run() {

@@ -39,6 +39,7 @@ class CpuLinearOps final : public LinearOps {
                          absl::Span<const WeightView> weights, absl::Span<const WeightView> ups);
   const LinearKernels& ChooseKernels(const LinearTile& whole, bool gated,
                                      Precision precision) const;
+  void CountCalls(const char* op);
   // Computes products_.
   void Run();
   void PackAll(bool fork);

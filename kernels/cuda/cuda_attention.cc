@@ -31,6 +31,7 @@ class CudaAttentionOps final : public AttentionOps {
       : context_(context), decode_(context), prompt_(context) {}
 
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
+    context_.calls->Count("mla_cache_write", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckMlaCacheWrite(params));
     return CudaStatus(cuda::LaunchCacheWrite({.shape = ToShape(params.dims),
                                               .q = params.q.As<float>(),
@@ -57,13 +58,14 @@ class CudaAttentionOps final : public AttentionOps {
     args.seq_of_token = params.seq_of_token.As<int32_t>();
     args.positions = params.positions.As<int32_t>();
     args.scale = params.scale;
-    return Attend(args, params.kv_b, params.cache, params.page_table.dims[1]);
+    return Attend("mla_absorbed", args, params.kv_b, params.cache, params.page_table.dims[1]);
   }
 
   // In absorbed form where there is no kernel for prompts: the same numbers.
   absl::Status MlaPrompt(const MlaPromptParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaPrompt(params));
     if (context_.numerics == Numerics::kFast && sluice::MlaPrompt::Takes(params)) {
+      context_.calls->Count("mla_prompt", "bf16_wgmma");
       return prompt_.Run(params);
     }
     for (const PromptChunk& chunk : params.chunks) {
@@ -73,22 +75,25 @@ class CudaAttentionOps final : public AttentionOps {
       args.page_table = params.page_table.Row<int32_t>(chunk.seq);
       args.first_position = chunk.first_position;
       args.scale = params.scale;
-      SLUICE_RETURN_IF_ERROR(Attend(args, params.kv_b, params.cache, params.page_table.dims[1]));
+      SLUICE_RETURN_IF_ERROR(
+          Attend("mla_prompt", args, params.kv_b, params.cache, params.page_table.dims[1]));
     }
     return absl::OkStatus();
   }
 
  private:
-  absl::Status Attend(const cuda::AbsorbedArgs& args, const WeightView& kv_b,
+  absl::Status Attend(const char* op, const cuda::AbsorbedArgs& args, const WeightView& kv_b,
                       const TensorView& cache, int64_t pages_per_sequence) {
     const MlaDecodeRequest request = {.args = args,
                                       .kv_b = kv_b,
                                       .cache_pages = cache.dims[0],
                                       .pages_per_sequence = pages_per_sequence};
     if (context_.numerics == Numerics::kFast && MlaDecode::Takes(request)) {
+      context_.calls->Count(op, "absorbed_bf16_wgmma");
       return decode_.Run(request);
     }
     SLUICE_RETURN_IF_ERROR(CheckFits(args.shape));
+    context_.calls->Count(op, "absorbed_general");
     return CudaStatus(cuda::LaunchAbsorbed(args, context_.stream), "absorbed attention");
   }
 

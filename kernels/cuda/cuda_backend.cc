@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/memory_ledger.h"
@@ -80,12 +81,15 @@ class CudaEvent final : public StreamEvent {
 
 class CudaRecording final : public Recording {
  public:
-  explicit CudaRecording(cudaGraphExec_t graph) : graph_(graph) {}
+  CudaRecording(cudaGraphExec_t graph, std::vector<KernelCalls::Entry> calls)
+      : graph_(graph), calls_(std::move(calls)) {}
   ~CudaRecording() override { cudaGraphExecDestroy(graph_); }
   cudaGraphExec_t get() const { return graph_; }
+  const std::vector<KernelCalls::Entry>& calls() const { return calls_; }
 
  private:
   const cudaGraphExec_t graph_;
+  const std::vector<KernelCalls::Entry> calls_;  // of one replay
 };
 
 class CudaBackend final : public Backend {
@@ -193,7 +197,13 @@ class CudaBackend final : public Backend {
     SLUICE_RETURN_IF_ERROR(
         CudaStatus(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal),
                    "starting to record"));
+    const std::vector<KernelCalls::Entry> before = context_.calls->Snapshot();
     const absl::Status queued = queue();
+    std::vector<KernelCalls::Entry> calls = context_.calls->Snapshot();
+    for (size_t i = 0; i < calls.size(); ++i) {
+      calls[i].calls -= i < before.size() ? before[i].calls : 0;
+      context_.calls->Count(calls[i].op, calls[i].kernel, -calls[i].calls);  // it has not run yet
+    }
     cudaGraph_t graph = nullptr;
     const absl::Status ended =
         CudaStatus(cudaStreamEndCapture(context_.stream, &graph), "ending a recording");
@@ -203,18 +213,22 @@ class CudaBackend final : public Backend {
     cudaGraphExec_t executable = nullptr;
     SLUICE_RETURN_IF_ERROR(
         CudaStatus(cudaGraphInstantiate(&executable, graph, 0), "preparing a recording"));
-    auto recording = std::make_unique<CudaRecording>(executable);
+    auto recording = std::make_unique<CudaRecording>(executable, std::move(calls));
     SLUICE_RETURN_IF_ERROR(
         CudaStatus(cudaGraphUpload(executable, context_.stream), "uploading a recording"));
     return recording;
   }
   absl::Status Replay(const Recording& recording, StreamId) override {
-    return CudaStatus(
-        cudaGraphLaunch(static_cast<const CudaRecording&>(recording).get(), context_.stream),
-        "starting a recorded step");
+    const auto& ours = static_cast<const CudaRecording&>(recording);
+    for (const KernelCalls::Entry& entry : ours.calls()) {
+      if (entry.calls != 0) context_.calls->Count(entry.op, entry.kernel, entry.calls);
+    }
+    return CudaStatus(cudaGraphLaunch(ours.get(), context_.stream), "starting a recorded step");
   }
 
   cudaStream_t stream() const { return context_.stream; }
+
+  const KernelCalls* kernel_calls() const override { return context_.calls.get(); }
 
   std::string Describe() const override {
     return absl::StrCat("CUDA, ", name_, ", ",

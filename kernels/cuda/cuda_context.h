@@ -19,6 +19,7 @@ struct CudaContext {
   cudaStream_t stream = nullptr;
   Numerics numerics = Numerics::kExact;
   int multiprocessors = 0;
+  std::shared_ptr<KernelCalls> calls = std::make_shared<KernelCalls>();
 };
 
 // Zero-filled device memory.

@@ -13,6 +13,7 @@ class CudaElementwiseOps final : public ElementwiseOps {
   explicit CudaElementwiseOps(const CudaContext& context) : context_(context) {}
 
   absl::Status Embed(const EmbedParams& params, StreamId) override {
+    context_.calls->Count("embed", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckEmbed(params));
     return CudaStatus(cuda::LaunchEmbed({.ids = params.ids.As<int32_t>(),
                                          .tokens_by_slot = params.tokens_by_slot.As<int32_t>(),
@@ -28,6 +29,7 @@ class CudaElementwiseOps final : public ElementwiseOps {
   }
 
   absl::Status RmsNorm(const RmsNormParams& params, StreamId) override {
+    context_.calls->Count("rms_norm", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckRmsNorm(params));
     return CudaStatus(cuda::LaunchRmsNorm({.x = params.x.As<float>(),
                                            .x_stride = params.x.row_stride,
@@ -42,6 +44,7 @@ class CudaElementwiseOps final : public ElementwiseOps {
   }
 
   absl::Status GatherRows(const GatherRowsParams& params, StreamId) override {
+    context_.calls->Count("gather_rows", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckGatherRows(params));
     return CudaStatus(cuda::LaunchGatherRows({.x = params.x.As<float>(),
                                               .x_stride = params.x.row_stride,
@@ -55,6 +58,7 @@ class CudaElementwiseOps final : public ElementwiseOps {
   }
 
   absl::Status FillRandom(const FillRandomParams& params, StreamId) override {
+    context_.calls->Count("fill_random", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckFillRandom(params));
     const WeightView& out = params.out;
     return CudaStatus(cuda::LaunchFillRandom({.key = params.numbers.key,

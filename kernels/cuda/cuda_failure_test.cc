@@ -73,10 +73,9 @@ TEST(CudaFailureTest, NoRoomIsSaidInNumbersAndHarmsNothing) {
   ASSERT_TRUE(weights.ok());
   const absl::Status status = backend->Allocate(size_t{1} << 50, "KV cache").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(
-      std::string(status.message()),
-      testing::ContainsRegex("KV cache: needs 1.1 PB, .* has .* free of .*; this process "
-                             "took 300.0 MB so far: weights 300.0 MB"));
+  EXPECT_THAT(std::string(status.message()),
+              testing::ContainsRegex("KV cache: needs 1.1 PB, .* has .* free of .*; this process "
+                                     "took 300.0 MB so far: weights 300.0 MB"));
   EXPECT_TRUE(backend->Sync({}).ok());
   EXPECT_TRUE(backend->Allocate(1000, "more").ok());
 }

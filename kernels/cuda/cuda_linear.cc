@@ -29,12 +29,17 @@ class CudaLinearOps final : public LinearOps {
                                 .weights = {&params.w, 1},
                                 .outs = {&params.out, 1},
                                 .accumulate = params.accumulate};
-      if (Fast() && fp8_.Takes(product)) return fp8_.Run(product);
+      if (Fast() && fp8_.Takes(product)) return OnTiles("linear", &fp8_, product);
       if (Fast() && Bf16Linear::Takes(params.x, params.w, params.out)) {
+        context_.calls->Count("linear", "bf16_cublas");
         return bf16_.Run(params.x, params.w, params.out, params.accumulate);
       }
     }
-    if (params.precision == Precision::kF32 && OnGateLinear(params)) return GateLinear(params);
+    if (params.precision == Precision::kF32 && OnGateLinear(params)) {
+      context_.calls->Count("linear", "f32_tiled");
+      return GateLinear(params);
+    }
+    context_.calls->Count("linear", "general");
     cuda::LinearArgs args = Args(params.x, params.w, params.out);
     args.single = ToWeight(params.w);
     args.accumulate = params.accumulate;
@@ -47,7 +52,10 @@ class CudaLinearOps final : public LinearOps {
     const TileProduct product{.x = params.x, .weights = params.weights, .outs = params.outs};
     TileLinear* const tiles = Tiles(product);
     // With many rows of bf16 cuBLAS is faster, one weight after the other.
-    if (tiles == &fp8_ || (tiles != nullptr && params.x.rows() <= 128)) return tiles->Run(product);
+    if (tiles == &fp8_ || (tiles != nullptr && params.x.rows() <= 128)) {
+      return OnTiles("multi_linear", tiles, product);
+    }
+    context_.calls->Count("multi_linear", "linear");
     for (size_t i = 0; i < params.weights.size(); ++i) {
       SLUICE_RETURN_IF_ERROR(
           Linear({.x = params.x, .w = params.weights[i], .out = params.outs[i]}, stream));
@@ -62,7 +70,8 @@ class CudaLinearOps final : public LinearOps {
                               .weights = {&params.gate, 1},
                               .ups = {&params.up, 1},
                               .outs = {&params.out, 1}};
-    if (TileLinear* const tiles = Tiles(product)) return tiles->Run(product);
+    if (TileLinear* const tiles = Tiles(product)) return OnTiles("gated_linear", tiles, product);
+    context_.calls->Count("gated_linear", "general");
     cuda::LinearArgs args = Args(params.x, params.gate, params.out);
     args.single = ToWeight(params.gate);
     args.single_up = ToWeight(params.up);
@@ -117,7 +126,9 @@ class CudaLinearOps final : public LinearOps {
     }
     const TileProduct product{
         .x = x, .weights = weights, .ups = ups, .offsets = offsets, .outs = {&out, 1}};
-    if (TileLinear* const tiles = Tiles(product)) return tiles->Run(product);
+    const char* const op = ups.empty() ? "grouped_linear" : "grouped_gated_linear";
+    if (TileLinear* const tiles = Tiles(product)) return OnTiles(op, tiles, product);
+    context_.calls->Count(op, "general");
     cuda::LinearArgs args = Args(x, weights[0], out);
     args.groups = static_cast<int32_t>(weights.size());
     SLUICE_ASSIGN_OR_RETURN(args.w, tables_.Get(weights, context_.stream));
@@ -170,6 +181,11 @@ class CudaLinearOps final : public LinearOps {
     if (!Fast()) return nullptr;
     if (fp8_.Takes(product)) return &fp8_;
     return bf16_tiles_.Takes(product) ? &bf16_tiles_ : nullptr;
+  }
+
+  absl::Status OnTiles(const char* op, TileLinear* tiles, const TileProduct& product) {
+    context_.calls->Count(op, tiles == &fp8_ ? "fp8_wgmma" : "bf16_wgmma");
+    return tiles->Run(product);
   }
 
   absl::Status Launch(const cuda::LinearArgs& args) {

@@ -25,6 +25,7 @@ class CudaMoeOps final : public MoeOps {
   explicit CudaMoeOps(const CudaContext& context) : context_(context) {}
 
   absl::Status Gate(const GateParams& params, StreamId) override {
+    context_.calls->Count("gate", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckGate(params));
     return CudaStatus(cuda::LaunchGate({.logits = params.logits.As<float>(),
                                         .logits_stride = params.logits.row_stride,
@@ -51,6 +52,7 @@ class CudaMoeOps final : public MoeOps {
   }
 
   absl::Status Permute(const MoePermuteParams& params, StreamId) override {
+    context_.calls->Count("moe_permute", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckMoePermute(params));
     SLUICE_RETURN_IF_ERROR(ReserveChunkCounts(cuda::PermuteChunkCounts(
         params.x.rows(), params.expert_ids.dims[1], params.offsets.rows() - 1)));
@@ -75,6 +77,7 @@ class CudaMoeOps final : public MoeOps {
   }
 
   absl::Status Combine(const MoeCombineParams& params, StreamId) override {
+    context_.calls->Count("moe_combine", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckMoeCombine(params));
     return CudaStatus(cuda::LaunchCombine({.rows = params.rows.As<float>(),
                                            .rows_stride = params.rows.row_stride,

@@ -14,6 +14,7 @@ class CudaSamplingOps final : public SamplingOps {
   explicit CudaSamplingOps(const CudaContext& context) : context_(context) {}
 
   absl::Status Sample(const SampleParams& params, StreamId) override {
+    context_.calls->Count("sample", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckSample(params));
     const int64_t rows = params.logits.rows();
     const int64_t vocab = params.logits.dims[1];

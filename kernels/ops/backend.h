@@ -12,6 +12,7 @@
 #include "kernels/ops/attention.h"
 #include "kernels/ops/device_buffer.h"
 #include "kernels/ops/elementwise.h"
+#include "kernels/ops/kernel_calls.h"
 #include "kernels/ops/linear.h"
 #include "kernels/ops/moe.h"
 #include "kernels/ops/page_mover.h"
@@ -99,6 +100,9 @@ class Backend {
   virtual absl::Status Replay(const Recording&, StreamId) {
     return absl::UnimplementedError("this backend records nothing");
   }
+
+  // Which kernels have served the ops so far. Null from backends that do not count.
+  virtual const KernelCalls* kernel_calls() const { return nullptr; }
 
   // One line for the log: device, instruction set or architecture, threads, numerics.
   virtual std::string Describe() const = 0;

@@ -110,6 +110,8 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   const model::ModelConfig& config() const { return config_; }
   size_t memory_bytes() const;
+  // Which kernels have served the backend's ops. From any thread. Null if it does not count.
+  const KernelCalls* kernel_calls() const { return backend_->kernel_calls(); }
   // What takes longer hangs: a minute on a device that holds the weights; half an hour where the
   // first step of a large model may read them from a disk.
   absl::Duration step_limit() const;

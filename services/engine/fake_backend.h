@@ -77,6 +77,8 @@ class FakeBackend : public Backend,
   // Before an engine is made: decode steps are recorded.
   void RecordSteps() { records_ = true; }
   int64_t num_replays() const { return replays_.load(); }
+  const KernelCalls* kernel_calls() const override { return &calls_; }
+
   int64_t num_cache_writes() const { return cache_writes_.load(); }
 
   void FailAllocation(std::string what) { fail_allocation_ = std::move(what); }
@@ -156,6 +158,7 @@ class FakeBackend : public Backend,
   absl::Status Permute(const MoePermuteParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status Combine(const MoeCombineParams&, StreamId) override { return absl::OkStatus(); }
   absl::Status Sample(const SampleParams& params, StreamId) override {
+    calls_.Count("sample", "fake");
     return Queue([this, params] { return SampleNow(params); });
   }
   absl::Status SampleNow(const SampleParams& params) {
@@ -173,6 +176,7 @@ class FakeBackend : public Backend,
   bool records_ = false;
   FakeRecording* recording_ = nullptr;
   std::atomic<int64_t> replays_{0};
+  KernelCalls calls_;
   std::string fail_allocation_;
   std::atomic<int64_t> cache_writes_{0};
   std::mutex mutex_;  // guards all below

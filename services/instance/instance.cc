@@ -240,12 +240,24 @@ void Instance::Publish(absl::Time now) {
   heartbeat.mutable_load()->set_prompt_tokens_per_second(rates_.prompt);
   heartbeat.mutable_load()->set_output_tokens_per_second(rates_.output);
   if (metrics_ != nullptr) metrics_->Update(*core_, heartbeat);
+  TellKernels();
   const std::lock_guard lock(mutex_);
   heartbeat_ = std::move(heartbeat);
   if (done && !done_.has_value()) {
     done_ = failed_ ? core_->failure() : absl::OkStatus();
     changed_.notify_all();
   }
+}
+
+void Instance::TellKernels() {
+  const KernelCalls* const kernels = engine_->kernel_calls();
+  if (kernels == nullptr) return;
+  const std::vector<KernelCalls::Entry> calls = kernels->Snapshot();
+  for (; kernels_told_ < calls.size(); ++kernels_told_) {
+    LogInfo("kernel in use",
+            {{"op", calls[kernels_told_].op}, {"kernel", calls[kernels_told_].kernel}});
+  }
+  if (metrics_ != nullptr) metrics_->UpdateKernels(calls);
 }
 
 void Instance::UpdateRates(absl::Time now) {

@@ -115,6 +115,8 @@ class Instance final : public RouterListener {
   void SubmitPlans(absl::Time now);
   void Publish(absl::Time now);
   void UpdateRates(absl::Time now);
+  // Which kernels serve which ops: to the log when one is new, and to the metrics.
+  void TellKernels();
   void WaitForSteps();
   // How long a step may take before it is taken not to end: far more than any has taken of late.
   // Routers go elsewhere long before. REQUIRES mutex_.
@@ -143,6 +145,7 @@ class Instance final : public RouterListener {
   absl::Time published_ = absl::InfinitePast();
   bool unpublished_ = true;  // something has happened since
   bool published_draining_ = false;
+  size_t kernels_told_ = 0;
   struct Rates {
     double prompt = 0;  // tokens per second
     double output = 0;

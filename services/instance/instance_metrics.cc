@@ -111,7 +111,8 @@ struct InstanceMetrics::Vllm {
 
 InstanceMetrics::InstanceMetrics(const std::string& role, const v1::Capacity& capacity,
                                  Metrics* metrics)
-    : capacity_(capacity),
+    : metrics_(metrics),
+      capacity_(capacity),
       kv_(std::make_unique<Kv>(metrics)),
       requests_(std::make_unique<Requests>(role, metrics)),
       vllm_(std::make_unique<Vllm>(metrics)) {
@@ -145,6 +146,17 @@ void InstanceMetrics::OnStep(absl::Duration duration, int64_t prompt_tokens,
 
 void InstanceMetrics::OnKvReceived(absl::Duration duration) {
   kv_->transfer_seconds.Observe(absl::ToDoubleSeconds(duration));
+}
+
+void InstanceMetrics::UpdateKernels(const std::vector<KernelCalls::Entry>& calls) {
+  for (size_t i = 0; i < calls.size(); ++i) {
+    if (i == kernels_.size()) {
+      kernels_.emplace_back(metrics_, "sluice_kernel_calls_total",
+                            "Calls of an op that a kernel served; replays of recorded steps count",
+                            MetricLabels{{"op", calls[i].op}, {"kernel", calls[i].kernel}});
+    }
+    kernels_[i].Set(calls[i].calls);
+  }
 }
 
 void InstanceMetrics::Update(const InstanceCore& core, const v1::Heartbeat& heartbeat) {

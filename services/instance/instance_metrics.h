@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
+#include "kernels/ops/kernel_calls.h"
 #include "services/base/metrics.h"
 #include "services/instance/instance_core.h"
 
@@ -26,6 +28,7 @@ class InstanceMetrics {
   void OnKvReceived(absl::Duration duration);
   // Brings gauges and counters up to date.
   void Update(const InstanceCore& core, const v1::Heartbeat& heartbeat);
+  void UpdateKernels(const std::vector<KernelCalls::Entry>& calls);
 
  private:
   class Rising;
@@ -35,12 +38,14 @@ class InstanceMetrics {
   struct Requests;
   struct Vllm;
 
+  Metrics* const metrics_;
   const v1::Capacity capacity_;
   std::unique_ptr<Prefill> prefill_;  // null where the role has no such leg
   std::unique_ptr<Decode> decode_;
   std::unique_ptr<Kv> kv_;
   std::unique_ptr<Requests> requests_;
   std::unique_ptr<Vllm> vllm_;
+  std::vector<Rising> kernels_;  // as entries come
 };
 
 }  // namespace sluice::instance

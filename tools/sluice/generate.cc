@@ -233,6 +233,15 @@ nlohmann::json ToJson(const Generated& generated, const Prompt& prompt, const Lo
   return json;
 }
 
+void TellKernels(const engine::Engine& engine) {
+  if (engine.kernel_calls() == nullptr) return;
+  std::string text;
+  for (const KernelCalls::Entry& entry : engine.kernel_calls()->Snapshot()) {
+    absl::StrAppend(&text, " ", entry.op, "=", entry.kernel);
+  }
+  std::fprintf(stderr, "kernels:%s\n", text.c_str());
+}
+
 // Options that each are right, but not together.
 absl::Status UsageError(absl::string_view what) {
   return WithExitCode(
@@ -274,6 +283,7 @@ absl::Status Generate(const GenerateOptions& options) {
                   .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
                   .c_str());
   }
+  TellKernels(*engine);
   const double decode_s = generated.total_s - generated.first_token_s;
   std::fprintf(stderr, "%zu prompt tokens in %.0f ms, %zu tokens in %.2f s (%.0f tokens/s)\n",
                prompt.ids.size(), generated.first_token_s * 1e3, generated.tokens.size(),
