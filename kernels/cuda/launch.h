@@ -76,7 +76,8 @@ struct RmsNormArgs {
 };
 cudaError_t LaunchRmsNorm(const RmsNormArgs& args, cudaStream_t stream);
 
-// See FillRandomParams. rows and cols are out's, whole_rows and whole_cols those of the whole matrix.
+// See FillRandomParams. rows and cols are out's, whole_rows and whole_cols those of the whole
+// matrix.
 struct FillRandomArgs {
   uint64_t key;
   float scale;
