@@ -158,6 +158,14 @@ void DevicePagesIn::Flush() {
   batches_.push_back(std::exchange(pending_, {}));
 }
 
+void DevicePagesIn::Abandon(absl::Time now) {
+  for (const Page& page : pending_.pages) {
+    if (page.staged != nullptr) staging_->Return(page.staged);
+    leases_.Finish(page.header, LeaseTable::Copy::kBroken, now);
+  }
+  pending_ = {};
+}
+
 size_t DevicePagesIn::Collect(absl::Time now,
                               absl::FunctionRef<void(const PageHeader&, Answer)> answer) {
   size_t count = 0;

@@ -111,6 +111,8 @@ class DevicePagesIn {
   // Finishes what is there, in order, and calls `answer` for each; gives the number of pages that
   // were added or skipped and are done.
   size_t Collect(absl::Time now, absl::FunctionRef<void(const PageHeader&, Answer)> answer);
+  // Gives up what was added and has not started.
+  void Abandon(absl::Time now);
   // Whether any page is not finished.
   bool busy() const { return !batches_.empty() || pending_.count > 0; }
 

@@ -35,6 +35,11 @@ absl::Status ReceiveSession::Poll(absl::Time now, std::string* out) {
   return absl::OkStatus();
 }
 
+void ReceiveSession::End(absl::Time now) {
+  ended_ = true;
+  if (device_.has_value()) device_->Abandon(now);
+}
+
 absl::Status ReceiveSession::Read(absl::Time now, std::string* out) {
   while (may_read()) {
     SLUICE_ASSIGN_OR_RETURN(const std::optional<Message> message, reader_.Next());

@@ -46,13 +46,16 @@ class ReceiveSession {
   // that is out of order; the connection is to be closed. REQUIRES may_read.
   absl::Status Arrived(size_t bytes, std::vector<FileDescriptor> passed, absl::Time now,
                        std::string* out);
-  // False: copies must end first.
-  bool may_read() const { return !device_.has_value() || device_->HasRoom(); }
+  // False: copies must end first, or the connection has ended.
+  bool may_read() const { return !ended_ && (!device_.has_value() || device_->HasRoom()); }
 
   // Whether copies are in flight: then Poll must be called every now and then, also when the
   // connection has ended. Errors as Arrived.
   bool busy() const { return device_.has_value() && device_->busy(); }
   absl::Status Poll(absl::Time now, std::string* out);
+  // The connection has ended, or is to be: what has come and was not acted on is forgotten. Copies
+  // in flight go on until Poll finds them done.
+  void End(absl::Time now);
 
   // Whether it said a hello that fits.
   bool welcome() const { return welcome_; }
@@ -78,6 +81,7 @@ class ReceiveSession {
   DeviceBuffer pool_;  // of the sender
   uint64_t pool_pages_ = 0;
   std::optional<DevicePagesIn> device_;  // behind what it reads from
+  bool ended_ = false;
   bool greeted_ = false;
   bool welcome_ = false;
   uint64_t consumed_ = 0;  // pages

@@ -63,7 +63,8 @@ class ReceiveSessionTest : public testing::Test {
   }
 
   Pool from_{kLayout, 1}, to_{kLayout, 2};
-  MemoryMover mover_{std::make_shared<MemoryMoverFaults>()};
+  const std::shared_ptr<MemoryMoverFaults> faults_ = std::make_shared<MemoryMoverFaults>();
+  MemoryMover mover_{faults_};
   LeaseTable leases_;
   SessionContext context_;
   std::optional<ReceiveSession> session_;
@@ -123,6 +124,60 @@ TEST_F(ReceiveSessionTest, ReadsNothingOutsideThePool) {
   EXPECT_EQ(Hear(Bytes(page)).code(), absl::StatusCode::kInvalidArgument);
   page.page = UINT64_MAX;
   EXPECT_EQ(Hear(Bytes(page)).code(), absl::StatusCode::kInvalidArgument);
+}
+
+// Nothing that comes with or behind a bad message is copied, and nothing is left in flight: the
+// lease can be closed, and the sender's memory let go.
+TEST_F(ReceiveSessionTest, WhatCameBesideABadMessageIsForgotten) {
+  v1::Lease lease;
+  lease.set_lease(5);
+  lease.set_incarnation(1);
+  lease.add_pages(1);
+  PageMessage page{.header = {.incarnation = 1, .lease = 5, .transfer = 9},
+                   .bytes = static_cast<uint64_t>(kLayout.page_bytes()),
+                   .page = 2};
+  PageMessage unknown = page;
+  unknown.header.lease = 6;
+  for (const auto& [name, first] : {std::pair("taken", page), std::pair("skipped", unknown)}) {
+    SCOPED_TRACE(name);
+    Restart(&mover_);
+    ASSERT_EQ(leases_.Open(lease, 4, [](const LeaseResult&) {}), absl::OkStatus());
+    ASSERT_EQ(Hear(Bytes(PoolHello()), Chunks()), absl::OkStatus());
+    EXPECT_EQ(Hear(Bytes(first) + std::string(64, 'x') + Bytes(page)).code(),
+              absl::StatusCode::kInvalidArgument);
+    session_->End(absl::UnixEpoch());
+    EXPECT_FALSE(session_->busy());
+    EXPECT_FALSE(session_->may_read());
+    EXPECT_EQ(leases_.Close(5, absl::ZeroDuration()), absl::OkStatus());
+  }
+}
+
+// A connection that ends while copies are in flight: those end, and messages that had come behind
+// them are not obeyed any more.
+TEST_F(ReceiveSessionTest, AfterTheEndOnlyCopiesInFlightAreFinished) {
+  v1::Lease lease;
+  lease.set_lease(5);
+  lease.set_incarnation(1);
+  for (int page = 0; page < 3; ++page) lease.add_pages(page);
+  ASSERT_EQ(leases_.Open(lease, 3 * kLayout.page_rows, [](const LeaseResult&) {}),
+            absl::OkStatus());
+  ASSERT_EQ(Hear(Bytes(PoolHello()), Chunks()), absl::OkStatus());
+  faults_->Hold(true);
+  uint32_t sent = 0;
+  for (; session_->may_read() && sent < 6; ++sent) {
+    PageMessage page{.header = {.incarnation = 1, .lease = 5, .transfer = 9},
+                     .bytes = static_cast<uint64_t>(kLayout.page_bytes()),
+                     .page = sent % 3};
+    page.header.layer = sent / 3;
+    page.header.index = sent % 3;
+    ASSERT_EQ(Hear(Bytes(page)), absl::OkStatus());
+  }
+  session_->End(absl::UnixEpoch());
+  ASSERT_TRUE(session_->busy());
+  EXPECT_EQ(leases_.Close(5, absl::ZeroDuration()).code(), absl::StatusCode::kDeadlineExceeded);
+  faults_->Hold(false);
+  while (session_->busy()) ASSERT_EQ(session_->Poll(absl::UnixEpoch(), &said_), absl::OkStatus());
+  EXPECT_EQ(leases_.Close(5, absl::ZeroDuration()), absl::OkStatus());
 }
 
 }  // namespace

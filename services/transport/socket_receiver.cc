@@ -185,6 +185,7 @@ void SocketReceiver::Close(uint64_t id, const absl::Status& status) {
   const auto found = connections_.find(id);
   poller_.Remove(found->second->link.socket());
   const bool was_welcome = found->second->session.welcome();
+  found->second->session.End(absl::Now());
   if (found->second->session.busy()) {
     found->second->link = SocketLink(FileDescriptor());
     leaving_.push_back(std::move(found->second));
