@@ -24,10 +24,21 @@ ExitDeadline::~ExitDeadline() {
 
 void ExitDeadline::Start(absl::Duration limit) {
   const std::lock_guard lock(mutex_);
-  if (thread_.joinable()) return;
-  thread_ = std::thread([this, limit] {
+  const auto at = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(limit);
+  if (thread_.joinable()) {
+    if (at >= at_) return;
+    limit_ = limit;
+    at_ = at;
+    changed_.notify_all();
+    return;
+  }
+  limit_ = limit;
+  at_ = at;
+  thread_ = std::thread([this] {
     std::unique_lock lock(mutex_);
-    if (changed_.wait_for(lock, absl::ToChronoNanoseconds(limit), [this] { return over_; })) return;
+    while (!over_ && std::chrono::steady_clock::now() < at_) changed_.wait_until(lock, at_);
+    if (over_) return;
+    const absl::Duration limit = limit_;
     // Whoever reads the log may be what hangs.
     std::promise<void> written;
     std::thread([&] {

@@ -1,6 +1,7 @@
 // A process that is to end, and does not: something hangs, and whoever waits for it hangs as well.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -24,13 +25,15 @@ class ExitDeadline {
   ExitDeadline(const ExitDeadline&) = delete;
   ExitDeadline& operator=(const ExitDeadline&) = delete;
 
-  // The first call counts.
+  // Of several calls the one that ends first counts.
   void Start(absl::Duration limit);
 
  private:
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;
   bool over_ = false;
+  absl::Duration limit_;
+  std::chrono::steady_clock::time_point at_;
   std::thread thread_;
 };
 

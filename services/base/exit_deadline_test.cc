@@ -24,6 +24,18 @@ TEST(ExitDeadlineDeathTest, EndsAProcessThatHangs) {
       testing::ExitedWithCode(1), "something hangs");
 }
 
+TEST(ExitDeadlineDeathTest, TheEarlierOfTwoDeadlinesCounts) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        ExitDeadline deadline;
+        deadline.Start(absl::Hours(1));  // a drain
+        deadline.Start(absl::Milliseconds(10));
+        std::promise<void>().get_future().wait();
+      },
+      testing::ExitedWithCode(1), "something hangs");
+}
+
 TEST(ExitDeadlineDeathTest, EndsAProcessWhoseLogNobodyReads) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(
