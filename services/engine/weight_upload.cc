@@ -56,10 +56,10 @@ class WeightUpload::Worker {
     return upload_.backend_->Mark(event, StreamId{});
   }
 
-  // The buffers go when the device is done with them.
+  // The buffers go when the device is done with them. Also after a Start that failed.
   absl::Status Finish() {
     for (const auto& event : events_) {
-      SLUICE_RETURN_IF_ERROR(upload_.backend_->Wait(*event));
+      if (event != nullptr) SLUICE_RETURN_IF_ERROR(upload_.backend_->Wait(*event));
     }
     return absl::OkStatus();
   }
