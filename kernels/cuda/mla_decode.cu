@@ -16,6 +16,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/wgmma_bf16.cuh"
 
 namespace sluice::cuda {
 namespace {
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const uint64_t b = MatrixDescriptor(page_at + tile * kTileBytes);
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        WgmmaBf16(score, a + step * 2, b + step * 2, tile + step > 0);
+        WgmmaBf16Tile<64>(score, a + step * 2, b + step * 2, tile + step > 0);
       }
     }
     BarrierWait(full(half, 8), phase);

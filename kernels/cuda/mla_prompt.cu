@@ -15,6 +15,7 @@
 
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/mla_prompt_launch.h"
+#include "kernels/cuda/wgmma_bf16.cuh"
 
 namespace sluice::cuda {
 namespace {
@@ -242,7 +243,8 @@ __device__ __forceinline__ void BeginScores(uint32_t base, uint32_t queries, uin
     const uint64_t a = MatrixDescriptor(queries + part * kSlotBytes);
     const uint64_t b = MatrixDescriptor(SlotAddress(base, slot + part));
 #pragma unroll
-    for (int step = 0; step < 4; ++step) WgmmaBf16(s, a + step * 2, b + step * 2, part + step > 0);
+    for (int step = 0; step < 4; ++step)
+      WgmmaBf16Tile<128>(s, a + step * 2, b + step * 2, part + step > 0);
   }
   WgmmaCommit();
 }

@@ -1,4 +1,4 @@
-// wgmma of bf16 tiles as the kernels for weights use it: sums and descriptors as in WgmmaFp8
+// wgmma of bf16 tiles, both in shared memory: sums and descriptors as in WgmmaFp8
 // (hopper.cuh), 16 columns at once.
 #pragma once
 
