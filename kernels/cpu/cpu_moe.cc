@@ -135,6 +135,7 @@ class CpuMoeOps final : public MoeOps {
         params.pair_rows.Row<int32_t>(token)[k] = slot >= 0 ? next_row_[slot]++ : -1;
       }
     }
+    if (params.rows_x.data == nullptr) return absl::OkStatus();
     ForkIfWorth(pool_, tokens, hidden / 8 * top_k, [&](int64_t token) {
       for (int64_t k = 0; k < top_k; ++k) {
         const int32_t row = params.pair_rows.Row<int32_t>(token)[k];

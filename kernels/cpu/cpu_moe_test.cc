@@ -396,12 +396,15 @@ TEST(Permute, SortsPairsBySlotInOrderOfToken) {
         const OwnedTensor pair_rows(DType::kI32, {tokens, 3});
         const OwnedTensor rows_x(DType::kF32, {tokens * 3 + 2, kHidden});
         OpsUnderTest ops(setting);
-        ASSERT_TRUE(MakeCpuMoeOps(ops.context())
-                        ->Permute({x.view(), ids.view(), slots.view(), offsets.view(),
-                                   pair_rows.view(), rows_x.view()},
-                                  StreamId{})
-                        .ok());
+        const std::unique_ptr<MoeOps> moe = MakeCpuMoeOps(ops.context());
+        MoePermuteParams params{x.view(),       ids.view(),       slots.view(),
+                                offsets.view(), pair_rows.view(), rows_x.view()};
+        ASSERT_TRUE(moe->Permute(params, StreamId{}).ok());
         CheckPermutation(x, ids, placement, offsets, pair_rows, rows_x, kExperts);
+        const OwnedTensor same_pair_rows = pair_rows;
+        params.rows_x = TensorView();  // for those who gather for themselves
+        ASSERT_TRUE(moe->Permute(params, StreamId{}).ok());
+        EXPECT_TRUE(pair_rows.SameBytes(same_pair_rows));
       }
     }
   }

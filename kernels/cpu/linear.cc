@@ -1,9 +1,11 @@
 #include "kernels/cpu/linear.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "kernels/cpu/fork.h"
 #include "kernels/cpu/linear_exact.h"
 #include "kernels/cpu/linear_fast.h"
 #include "kernels/ops/checks.h"
@@ -122,10 +124,40 @@ absl::Status CpuLinearOps::GroupedLinear(const GroupedLinearParams& params, Stre
 
 absl::Status CpuLinearOps::GroupedGatedLinear(const GroupedGatedLinearParams& params, StreamId) {
   SLUICE_RETURN_IF_ERROR(CheckGroupedGatedLinear(params));
-  SLUICE_RETURN_IF_ERROR(AddGroups(params.x, params.offsets, params.out, params.gates, params.ups));
+  TensorView x = params.x;
+  if (params.pair_rows.data != nullptr && !params.gates.empty()) {
+    SLUICE_ASSIGN_OR_RETURN(x, Gather(params));
+  }
+  SLUICE_RETURN_IF_ERROR(AddGroups(x, params.offsets, params.out, params.gates, params.ups));
   CountCalls("grouped_gated_linear");
   Run();
   return absl::OkStatus();
+}
+
+absl::StatusOr<TensorView> CpuLinearOps::Gather(const GroupedGatedLinearParams& params) {
+  const int64_t rows = params.out.rows(), columns = params.x.dims[1];
+  const int64_t pairs = params.pair_rows.dims[1];
+  const size_t bytes = static_cast<size_t>(rows * columns) * sizeof(float);
+  if (gathered_.size() < bytes) gathered_ = AlignedBuffer(bytes);
+  TensorView gathered(gathered_.As<float>(), DType::kF32, {rows, columns});
+  for (int64_t token = 0; token < params.x.rows(); ++token) {
+    for (int64_t p = 0; p < pairs; ++p) {
+      const int32_t row = params.pair_rows.Row<int32_t>(token)[p];
+      if (row < -1 || row >= rows) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("pair_rows[", token, ", ", p, "]: is ", row, ", out has ", rows, " rows"));
+      }
+    }
+  }
+  ForkIfWorth(context_.pool, params.x.rows(), columns / 8 * pairs, [&](int64_t token) {
+    for (int64_t p = 0; p < pairs; ++p) {
+      const int32_t row = params.pair_rows.Row<int32_t>(token)[p];
+      if (row < 0) continue;
+      std::memcpy(gathered.Row<float>(row), params.x.Row<float>(token),
+                  static_cast<size_t>(columns) * sizeof(float));
+    }
+  });
+  return gathered;
 }
 
 absl::Status CpuLinearOps::AddGroups(const TensorView& x, const TensorView& offsets,

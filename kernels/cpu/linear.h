@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "kernels/base/aligned_buffer.h"
 #include "kernels/cpu/cpu_context.h"
 #include "kernels/cpu/linear_tile.h"
@@ -37,6 +38,8 @@ class CpuLinearOps final : public LinearOps {
            const WeightView* up, const TensorView& out, bool accumulate, Precision precision);
   absl::Status AddGroups(const TensorView& x, const TensorView& offsets, const TensorView& out,
                          absl::Span<const WeightView> weights, absl::Span<const WeightView> ups);
+  // The rows that x stands for.
+  absl::StatusOr<TensorView> Gather(const GroupedGatedLinearParams& params);
   const LinearKernels& ChooseKernels(const LinearTile& whole, bool gated,
                                      Precision precision) const;
   void CountCalls(const char* op);
@@ -51,6 +54,7 @@ class CpuLinearOps final : public LinearOps {
   int64_t scratch_bytes_;  // per worker
   AlignedBuffer scratch_;
   AlignedBuffer packed_;           // grows only
+  AlignedBuffer gathered_;         // grows only
   std::vector<Product> products_;  // of the call in progress; keeps its capacity
 };
 

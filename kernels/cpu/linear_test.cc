@@ -216,6 +216,37 @@ TEST_P(LinearTest, EveryFp8CodeHasItsValue) {
   }
 }
 
+// Each x stands for several rows, or for none; rows beyond the last group are nobody's.
+TEST_P(LinearTest, GatedGroupsGatherTheirRows) {
+  std::mt19937 rng(kSeed);
+  for (const int threads : {1, 3}) {
+    Ops ops(DetectCpuIsa(), threads, GetParam());
+    const Weights gate(rng, DType::kBF16, 40, 96), up(rng, DType::kBF16, 40, 96);
+    const std::vector<WeightView> gates = {gate.view, gate.view}, ups = {up.view, up.view};
+    Matrix x = Matrix::Random(rng, 5, 96), gathered(9, 96), out(9, 40), want(9, 40);
+    std::vector<int32_t> rows = {1, 2, 4, -1, -1, -1, 3, 6, 0, 5}, begins = {0, 3, 7};
+    for (size_t i = 0; i < rows.size(); ++i) {
+      for (int64_t c = 0; rows[i] >= 0 && c < 96; ++c) {
+        gathered.At(rows[i], c) = x.At(static_cast<int64_t>(i) / 2, c);
+      }
+    }
+    const TensorView offsets(begins.data(), DType::kI32, {3}),
+        pair_rows(rows.data(), DType::kI32, {5, 2});
+    const auto run = [&] {
+      return ops.linear.GroupedGatedLinear({x.View(), gates, ups, offsets, out.View(), pair_rows},
+                                           {});
+    };
+    ASSERT_TRUE(
+        ops.linear.GroupedGatedLinear({gathered.View(), gates, ups, offsets, want.View()}, {})
+            .ok());
+    ASSERT_TRUE(run().ok());
+    EXPECT_EQ(out.values, want.values);
+    EXPECT_EQ(out.At(7, 0), kPoison);
+    rows[7] = 9;
+    EXPECT_THAT(std::string(run().message()), testing::HasSubstr("pair_rows[3, 1]: is 9"));
+  }
+}
+
 TEST_P(LinearTest, NoGroupsIsNoWork) {
   Ops ops(DetectCpuIsa(), 1, GetParam());
   Matrix x(3, 4), out(3, 5);

@@ -81,12 +81,13 @@ class CudaLinearOps final : public LinearOps {
 
   absl::Status GroupedLinear(const GroupedLinearParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckGroupedLinear(params));
-    return Grouped(params.x, params.weights, {}, params.offsets, params.out);
+    return Grouped(params.x, {}, params.weights, {}, params.offsets, params.out);
   }
 
   absl::Status GroupedGatedLinear(const GroupedGatedLinearParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckGroupedGatedLinear(params));
-    return Grouped(params.x, params.gates, params.ups, params.offsets, params.out);
+    return Grouped(params.x, params.pair_rows, params.gates, params.ups, params.offsets,
+                   params.out);
   }
 
  private:
@@ -111,9 +112,9 @@ class CudaLinearOps final : public LinearOps {
     return args;
   }
 
-  absl::Status Grouped(const TensorView& x, absl::Span<const WeightView> weights,
-                       absl::Span<const WeightView> ups, const TensorView& offsets,
-                       const TensorView& out) {
+  absl::Status Grouped(const TensorView& x, const TensorView& pair_rows,
+                       absl::Span<const WeightView> weights, absl::Span<const WeightView> ups,
+                       const TensorView& offsets, const TensorView& out) {
     if (weights.empty()) return absl::OkStatus();
     for (size_t g = 0; g < weights.size(); ++g) {
       const std::string name = absl::StrCat("weights[", g, "]");
@@ -124,12 +125,20 @@ class CudaLinearOps final : public LinearOps {
       SLUICE_RETURN_IF_ERROR(CheckWeight(up_name, ups[g], weights[0].rows, weights[0].cols));
       SLUICE_RETURN_IF_ERROR(CheckSameType(up_name, ups[g], weights[0]));
     }
-    const TileProduct product{
-        .x = x, .weights = weights, .ups = ups, .offsets = offsets, .outs = {&out, 1}};
+    const TileProduct product{.x = x,
+                              .weights = weights,
+                              .ups = ups,
+                              .offsets = offsets,
+                              .outs = {&out, 1},
+                              .pair_rows = pair_rows};
     const char* const op = ups.empty() ? "grouped_linear" : "grouped_gated_linear";
     if (TileLinear* const tiles = Tiles(product)) return OnTiles(op, tiles, product);
     context_.calls->Count(op, "general");
-    cuda::LinearArgs args = Args(x, weights[0], out);
+    TensorView gathered = x;
+    if (pair_rows.data != nullptr) {
+      SLUICE_ASSIGN_OR_RETURN(gathered, Gather(x, pair_rows, out.rows()));
+    }
+    cuda::LinearArgs args = Args(gathered, weights[0], out);
     args.groups = static_cast<int32_t>(weights.size());
     SLUICE_ASSIGN_OR_RETURN(args.w, tables_.Get(weights, context_.stream));
     if (!ups.empty()) {
@@ -140,28 +149,59 @@ class CudaLinearOps final : public LinearOps {
     return Launch(args);
   }
 
+  // Memory that grows with the largest call.
+  struct Scratch {
+    CudaMemory memory;
+    int64_t floats = 0;
+  };
+  absl::Status Reserve(int64_t floats, Scratch* scratch) {
+    if (floats <= scratch->floats) return absl::OkStatus();
+    SLUICE_RETURN_IF_ERROR(
+        CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
+    SLUICE_ASSIGN_OR_RETURN(scratch->memory,
+                            AllocateCuda(static_cast<size_t>(floats) * sizeof(float)));
+    scratch->floats = floats;
+    return absl::OkStatus();
+  }
+
+  // The rows that x stands for.
+  absl::StatusOr<TensorView> Gather(const TensorView& x, const TensorView& pair_rows,
+                                    int64_t rows) {
+    const int64_t columns = x.dims[1];
+    SLUICE_RETURN_IF_ERROR(Reserve(rows * columns, &gathered_));
+    TensorView gathered(gathered_.memory.get(), DType::kF32, {rows, columns});
+    cuda::PermuteArgs args{};
+    args.x = x.As<float>();
+    args.x_stride = x.row_stride;
+    args.tokens = static_cast<int32_t>(x.rows());
+    args.top_k = static_cast<int32_t>(pair_rows.dims[1]);
+    args.hidden = static_cast<int32_t>(columns);
+    args.pair_rows = pair_rows.As<int32_t>();
+    args.pair_stride = pair_rows.row_stride;
+    args.rows_x = gathered.As<float>();
+    args.rows_stride = columns;
+    SLUICE_RETURN_IF_ERROR(
+        CudaStatus(cuda::LaunchGatherPairs(args, context_.stream), "gathering rows of experts"));
+    return gathered;
+  }
+
   absl::Status GateLinear(const LinearParams& params) {
-    const int64_t scratch = cuda::GateLinearScratch(params.w.rows, params.w.cols);
-    if (scratch > gate_scratch_size_) {
-      SLUICE_RETURN_IF_ERROR(
-          CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
-      SLUICE_ASSIGN_OR_RETURN(gate_scratch_,
-                              AllocateCuda(static_cast<size_t>(scratch) * sizeof(float)));
-      gate_scratch_size_ = scratch;
-    }
-    return CudaStatus(cuda::LaunchGateLinear({.x = params.x.As<float>(),
-                                              .x_stride = params.x.row_stride,
-                                              .w = params.w.data,
-                                              .w_stride = params.w.row_stride,
-                                              .w_bf16 = params.w.dtype == DType::kBF16,
-                                              .out = params.out.As<float>(),
-                                              .out_stride = params.out.row_stride,
-                                              .m = static_cast<int32_t>(params.x.rows()),
-                                              .n = static_cast<int32_t>(params.w.rows),
-                                              .k = static_cast<int32_t>(params.w.cols),
-                                              .partial = static_cast<float*>(gate_scratch_.get())},
-                                             context_.stream),
-                      "the router's product");
+    SLUICE_RETURN_IF_ERROR(
+        Reserve(cuda::GateLinearScratch(params.w.rows, params.w.cols), &gate_scratch_));
+    return CudaStatus(
+        cuda::LaunchGateLinear({.x = params.x.As<float>(),
+                                .x_stride = params.x.row_stride,
+                                .w = params.w.data,
+                                .w_stride = params.w.row_stride,
+                                .w_bf16 = params.w.dtype == DType::kBF16,
+                                .out = params.out.As<float>(),
+                                .out_stride = params.out.row_stride,
+                                .m = static_cast<int32_t>(params.x.rows()),
+                                .n = static_cast<int32_t>(params.w.rows),
+                                .k = static_cast<int32_t>(params.w.cols),
+                                .partial = static_cast<float*>(gate_scratch_.memory.get())},
+                               context_.stream),
+        "the router's product");
   }
 
   static bool OnGateLinear(const LinearParams& params) {
@@ -195,9 +235,9 @@ class CudaLinearOps final : public LinearOps {
   const CudaContext& context_;
   WeightTables<cuda::Weight> tables_;
   TileLinear fp8_, bf16_tiles_;
-  Bf16Linear bf16_;          // dense
-  CudaMemory gate_scratch_;  // as large as the widest product needs, from its first call on
-  int64_t gate_scratch_size_ = 0;
+  Bf16Linear bf16_;       // dense
+  Scratch gate_scratch_;  // as large as the widest product needs, from its first call on
+  Scratch gathered_;      // rows of experts, for the general kernel
 };
 
 }  // namespace

@@ -115,6 +115,18 @@ TEST_F(CudaMoeTest, PermuteAndCombine) {
     ExpectSame(pairs, gpu_.Down(device_pairs), 4);
     ExpectSame(rows, gpu_.Down(device_rows), 4);  // rows beyond the last are untouched by both
 
+    // Rows alone, without their values.
+    const TensorView bare_offsets = gpu_.Up(OwnedTensor(DType::kI32, {slots + 1})),
+                     bare_pairs = gpu_.Up(Integers({tokens, top_k}, 7777, 7777));
+    ASSERT_TRUE(gpu_.backend()
+                    .moe()
+                    .Permute({gpu_.Up(x), gpu_.Up(ids), gpu_.Up(slot_of_expert), bare_offsets,
+                              bare_pairs, TensorView()},
+                             {})
+                    .ok());
+    ExpectSame(offsets, gpu_.Down(bare_offsets), 4);
+    ExpectSame(pairs, gpu_.Down(bare_pairs), 4);
+
     const OwnedTensor results = Random({tokens * top_k, hidden}), weights = Random({tokens, top_k}),
                       shared = Random({tokens, hidden});
     for (const bool with_shared : {false, true}) {
@@ -127,6 +139,47 @@ TEST_F(CudaMoeTest, PermuteAndCombine) {
                 with_shared ? gpu_.Up(shared) : TensorView(), device_out};
       ASSERT_TRUE(gpu_.backend().moe().Combine(params, {}).ok());
       ExpectSame(out, gpu_.Down(device_out), 4);
+    }
+  }
+}
+
+// Products that take their rows from x give the bits of those whose rows were gathered before: the
+// general kernel, and both types on the tensor cores.
+TEST_F(CudaMoeTest, ProductsGatherTheirRows) {
+  constexpr int64_t kExperts = 6, kSlots = 5, kTopK = 3, kHidden = 256, kColumns = 64;
+  Device fast(Numerics::kFast);
+  const struct {
+    Device& device;
+    DType dtype;
+  } cases[] = {{gpu_, DType::kBF16}, {fast, DType::kBF16}, {fast, DType::kF8E4M3}};
+  for (const auto& [device, dtype] : cases) {
+    std::vector<WeightView> gates, ups;
+    for (int64_t slot = 0; slot < kSlots; ++slot) {
+      gates.push_back(device.Up(RandomWeight(dtype, kColumns, kHidden, Seed(), 0.1f)));
+      ups.push_back(device.Up(RandomWeight(dtype, kColumns, kHidden, Seed(), 0.1f)));
+    }
+    for (const int64_t tokens : {0, 1, 33, 200}) {
+      SCOPED_TRACE(testing::Message() << DTypeName(dtype) << ", " << tokens << " tokens");
+      const int64_t rows = tokens * kTopK;
+      OwnedTensor ids = Integers({tokens, kTopK}, 0, kExperts - 1);
+      for (int64_t i = 0; i < rows; i += 10) ids.data<int32_t>()[i] = -1;
+      const TensorView x = device.Up(Random({tokens, kHidden})),
+                       offsets = device.Up(OwnedTensor(DType::kI32, {kSlots + 1})),
+                       pair_rows = device.Up(OwnedTensor(DType::kI32, {tokens, kTopK})),
+                       rows_x = device.Up(OwnedTensor(DType::kF32, {rows, kHidden})),
+                       wanted = device.Up(OwnedTensor(DType::kF32, {rows, kColumns})),
+                       got = device.Up(OwnedTensor(DType::kF32, {rows, kColumns})),
+                       slot_of_expert = device.Up(MakeI32({kExperts}, {3, -1, 0, 4, 1, 2}));
+      Backend& backend = device.backend();
+      ASSERT_TRUE(backend.moe()
+                      .Permute({x, device.Up(ids), slot_of_expert, offsets, pair_rows, rows_x}, {})
+                      .ok());
+      ASSERT_TRUE(
+          backend.linear().GroupedGatedLinear({rows_x, gates, ups, offsets, wanted}, {}).ok());
+      const absl::Status status =
+          backend.linear().GroupedGatedLinear({x, gates, ups, offsets, got, pair_rows}, {});
+      ASSERT_TRUE(status.ok()) << status;
+      ExpectSame(device.Down(wanted), device.Down(got), 4);
     }
   }
 }

@@ -219,12 +219,14 @@ struct PermuteArgs {
   int32_t* offsets;
   int32_t* pair_rows;
   int64_t pair_stride;
-  float* rows_x;
+  float* rows_x;  // or null
   int64_t rows_stride;
   int32_t* chunk_counts;  // [PermuteChunkCounts] scratch
 };
 int64_t PermuteChunkCounts(int64_t tokens, int64_t top_k, int64_t slots);
 cudaError_t LaunchPermute(const PermuteArgs& args, cudaStream_t stream);
+// Fills rows_x for pair_rows that are there.
+cudaError_t LaunchGatherPairs(const PermuteArgs& args, cudaStream_t stream);
 
 struct CombineArgs {
   const float* rows;

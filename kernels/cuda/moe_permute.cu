@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(kThreads) PermuteAtOnceKernel(PermuteArgs args
     if (own_slots[threadIdx.x] < 0) rows[threadIdx.x] = -1;
     if (blockIdx.y == 0) RowOfPair(args, first_own + threadIdx.x) = rows[threadIdx.x];
   }
+  if (args.rows_x == nullptr) return;
   __syncthreads();
   const int count = args.hidden / (sizeof(Vector) / sizeof(float));
   const int begin = blockIdx.y * kThreads * kEach;
@@ -186,14 +187,22 @@ __global__ void __launch_bounds__(kThreads) GatherPairsKernel(PermuteArgs args, 
   for (int k = threadIdx.x; k < args.top_k; k += kThreads) {
     const int pair = blockIdx.x * args.top_k + k;
     const int slot = SlotOfPair(args, pair);
-    int32_t& row = RowOfPair(args, pair);
-    if (slot >= 0) {
-      row += args.offsets[slot] + args.chunk_counts[slot * chunks + pair / kChunk];
-    }
-    rows[k] = row;
+    rows[k] = slot < 0 ? -1
+                       : RowOfPair(args, pair) + args.offsets[slot] +
+                             args.chunk_counts[slot * chunks + pair / kChunk];
+    RowOfPair(args, pair) = rows[k];
   }
+  if (args.rows_x == nullptr) return;
   __syncthreads();
   CopyToRows<Vector>(args, blockIdx.x, rows, 0, args.hidden / (sizeof(Vector) / sizeof(float)));
+}
+
+// One block per token.
+template <typename Vector>
+__global__ void __launch_bounds__(kThreads) CopyPairsKernel(PermuteArgs args) {
+  StartAfterEarlier();
+  CopyToRows<Vector>(args, blockIdx.x, args.pair_rows + blockIdx.x * args.pair_stride, 0,
+                     args.hidden / (sizeof(Vector) / sizeof(float)));
 }
 
 __device__ void Add(float weight, float x, float* sum) { *sum = fmaf(weight, x, *sum); }
@@ -244,6 +253,11 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(CombineArgs args) {
   *out = Sum(before, sum);
 }
 
+bool InVectors(const PermuteArgs& args) {
+  return cuda::InVectors(args.x, args.x_stride, args.hidden) &&
+         cuda::InVectors(args.rows_x, args.rows_stride, args.hidden);
+}
+
 bool AtOnce(int64_t pairs, int64_t top_k) { return pairs <= kPairsAtOnce && top_k <= kTopKAtOnce; }
 
 template <typename Vector>
@@ -252,7 +266,8 @@ cudaError_t LaunchPermuteAs(const PermuteArgs& args, cudaStream_t stream) {
   const size_t slot_bytes = args.slots * sizeof(int32_t);
   if (AtOnce(pairs, args.top_k)) {
     const int vectors = args.hidden / static_cast<int>(sizeof(Vector) / sizeof(float));
-    const int parts = std::max(1, (vectors + kThreads * kEach - 1) / (kThreads * kEach));
+    const int needed = (vectors + kThreads * kEach - 1) / (kThreads * kEach);
+    const int parts = args.rows_x == nullptr ? 1 : std::max(1, needed);
     return LaunchEarly(PermuteAtOnceKernel<Vector>,
                        {dim3(args.tokens + 1, parts), kThreads, slot_bytes}, stream, args);
   }
@@ -285,11 +300,14 @@ int64_t PermuteChunkCounts(int64_t tokens, int64_t top_k, int64_t slots) {
   return AtOnce(pairs, top_k) ? 0 : (pairs + kChunk - 1) / kChunk * slots;
 }
 
+cudaError_t LaunchGatherPairs(const PermuteArgs& args, cudaStream_t stream) {
+  if (args.tokens == 0) return cudaSuccess;
+  const auto kernel = InVectors(args) ? CopyPairsKernel<float4> : CopyPairsKernel<float>;
+  return LaunchEarly(kernel, {dim3(args.tokens), kThreads}, stream, args);
+}
+
 cudaError_t LaunchPermute(const PermuteArgs& args, cudaStream_t stream) {
-  if (InVectors(args.x, args.x_stride, args.hidden) &&
-      InVectors(args.rows_x, args.rows_stride, args.hidden)) {
-    return LaunchPermuteAs<float4>(args, stream);
-  }
+  if (args.rows_x != nullptr && InVectors(args)) return LaunchPermuteAs<float4>(args, stream);
   return LaunchPermuteAs<float>(args, stream);
 }
 

@@ -13,9 +13,10 @@ constexpr int kBlocksOfWarp = 4;
 // The product that follows may start at once: it touches x only when this has ended. When rows are
 // counted on the device it also reads those counts early, so it waits for whoever wrote them.
 __device__ __forceinline__ void Begin(const OperandArgs& args) {
-  if (args.row_count == nullptr) LetNextKernelStart();
+  const bool counted = args.row_count != nullptr || args.places != nullptr;
+  if (!counted) LetNextKernelStart();
   WaitForEarlierKernels();
-  if (args.row_count != nullptr) LetNextKernelStart();
+  if (counted) LetNextKernelStart();
 }
 
 __device__ __forceinline__ uint32_t ToE4m3(float4 v) {
@@ -23,6 +24,16 @@ __device__ __forceinline__ uint32_t ToE4m3(float4 v) {
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v.y), "f"(v.x));
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v.w), "f"(v.z));
   return uint32_t{low} | uint32_t{high} << 16;
+}
+
+// Calls store(row) for every row of the operand that row `row` of x is.
+template <typename Store>
+__device__ __forceinline__ void ForEachPlace(const OperandArgs& args, int row, Store store) {
+  if (args.places == nullptr) return store(row);
+  for (int i = 0; i < args.places_each; ++i) {
+    const int32_t place = args.places[row * args.places_stride + i];
+    if (place >= 0) store(place);
+  }
 }
 
 // A warp for each kBlocksOfWarp * 128 columns of a row, so that several loads are under way.
@@ -50,9 +61,12 @@ __global__ void __launch_bounds__(kWarps * 32) QuantizeKernel(OperandArgs args) 
     const float scale = fmaxf(largest, margin) / 448.0f;
     const float4 scaled =
         make_float4(v[i].x / scale, v[i].y / scale, v[i].z / scale, v[i].w / scale);
-    reinterpret_cast<uint32_t*>(
-        args.out)[(int64_t{row} * args.k + (first + i) * kBlock) / 4 + lane] = ToE4m3(scaled);
-    if (lane == 0) args.scales[(first + i) * args.scale_stride + row] = scale;
+    const uint32_t operand = ToE4m3(scaled);
+    ForEachPlace(args, row, [&](int64_t place) {
+      reinterpret_cast<uint32_t*>(args.out)[(place * args.k + (first + i) * kBlock) / 4 + lane] =
+          operand;
+      if (lane == 0) args.scales[(first + i) * args.scale_stride + place] = scale;
+    });
   }
 }
 
@@ -66,8 +80,10 @@ __global__ void __launch_bounds__(kWarps * 32) RoundKernel(OperandArgs args) {
     if (column >= args.k) return;
     const float4 v = *reinterpret_cast<const float4*>(args.x + row * args.x_stride + column);
     __nv_bfloat162 rounded[2] = {__floats2bfloat162_rn(v.x, v.y), __floats2bfloat162_rn(v.z, v.w)};
-    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(args.out) + int64_t{row} * args.k +
-                              column) = *reinterpret_cast<const uint2*>(rounded);
+    ForEachPlace(args, row, [&](int64_t place) {
+      *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(args.out) + place * args.k + column) =
+          *reinterpret_cast<const uint2*>(rounded);
+    });
   }
 }
 

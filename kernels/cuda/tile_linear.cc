@@ -89,14 +89,19 @@ absl::Status TileLinear::Reserve(int64_t rows, int64_t cols) {
 }
 
 absl::Status TileLinear::MakeOperand(const TileProduct& product, cuda::TileLinearArgs* args) {
-  const int64_t rows = product.x.rows(), cols = product.weights[0].cols;
+  const int64_t rows = product.rows(), cols = product.weights[0].cols;
+  const bool placed = product.pair_rows.data != nullptr;
   SLUICE_RETURN_IF_ERROR(Reserve(rows, cols));
   const cuda::OperandArgs operand{
       .x = product.x.As<float>(),
       .x_stride = product.x.row_stride,
-      .rows = static_cast<int32_t>(rows),
-      .row_count =
-          product.grouped() ? product.offsets.As<int32_t>() + product.weights.size() : nullptr,
+      .rows = static_cast<int32_t>(product.x.rows()),
+      .row_count = product.grouped() && !placed
+                       ? product.offsets.As<int32_t>() + product.weights.size()
+                       : nullptr,
+      .places = product.pair_rows.As<int32_t>(),
+      .places_stride = product.pair_rows.row_stride,
+      .places_each = static_cast<int32_t>(product.pair_rows.dims[1]),
       .k = static_cast<int32_t>(cols),
       .out = x_.get(),
       .scales = static_cast<float*>(x_scales_.get()),
@@ -118,7 +123,7 @@ absl::Status TileLinear::MakeOperand(const TileProduct& product, cuda::TileLinea
 }
 
 absl::Status TileLinear::Run(const TileProduct& product) {
-  TileProblem problem{.rows = product.x.rows(),
+  TileProblem problem{.rows = product.rows(),
                       .groups = 1,
                       .grouped = product.grouped(),
                       .n = 0,
@@ -135,10 +140,10 @@ absl::Status TileLinear::Run(const TileProduct& product) {
 }
 
 absl::Status TileLinear::Run(const TileProduct& product, const cuda::TilePlan& plan) {
-  if (product.x.rows() == 0) return absl::OkStatus();
+  if (product.rows() == 0) return absl::OkStatus();
   cuda::TileLinearArgs args{};
   args.plan = plan;
-  args.m = static_cast<int32_t>(product.x.rows());
+  args.m = static_cast<int32_t>(product.rows());
   args.steps = static_cast<int32_t>(product.weights[0].cols * element_bytes_ / kStepBytes);
   args.groups = product.grouped() ? static_cast<int32_t>(product.weights.size()) : 1;
   args.gated = !product.ups.empty();
@@ -151,7 +156,7 @@ absl::Status TileLinear::Run(const TileProduct& product, const cuda::TilePlan& p
       const int64_t outputs = args.gated ? plan.outputs / 2 : plan.outputs;
       tiles += (w.rows + outputs - 1) / outputs;
     }
-    tiles *= (product.x.rows() + plan.tokens - 1) / plan.tokens;
+    tiles *= (product.rows() + plan.tokens - 1) / plan.tokens;
     args.blocks = static_cast<int32_t>(tiles * plan.blocks);
   }
   args.part_count = static_cast<int32_t>(product.outs.size());

@@ -21,7 +21,9 @@ struct TileProduct {
   TensorView offsets;
   absl::Span<const TensorView> outs;
   bool accumulate = false;
+  TensorView pair_rows;  // or no data
 
+  int64_t rows() const { return outs[0].rows(); }
   bool grouped() const { return offsets.data != nullptr; }
 };
 

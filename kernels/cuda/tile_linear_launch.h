@@ -16,10 +16,15 @@ struct OperandArgs {
   int64_t x_stride;  // a multiple of 4
   int32_t rows;
   const int32_t* row_count;  // on the device, or null: rows from there on are left alone
-  int32_t k;                 // e4m3: a multiple of 128; bf16: of 8
-  void* out;                 // [rows, k]
-  float* scales;             // [k / 128, scale_stride], for e4m3
-  int64_t scale_stride;      // at least rows
+  // [rows, places_each], or null: the operand of a row goes to each of its places that is not -1,
+  // and row_count is null.
+  const int32_t* places;
+  int64_t places_stride;
+  int32_t places_each;
+  int32_t k;             // e4m3: a multiple of 128; bf16: of 8
+  void* out;             // [rows, k]
+  float* scales;         // [k / 128, scale_stride], for e4m3
+  int64_t scale_stride;  // at least rows
 };
 cudaError_t LaunchQuantize(const OperandArgs& args, cudaStream_t stream);
 cudaError_t LaunchRoundOperand(const OperandArgs& args, cudaStream_t stream);

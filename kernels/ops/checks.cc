@@ -47,12 +47,16 @@ absl::Status CheckQueries(const MlaDims& dims, const TensorView& q, const Tensor
 }
 
 absl::Status CheckGroups(const TensorView& x, const TensorView& offsets, const TensorView& out,
-                         absl::Span<const WeightView> weights) {
+                         absl::Span<const WeightView> weights, const TensorView& pair_rows) {
   SLUICE_RETURN_IF_ERROR(
       CheckTensor("offsets", offsets, DType::kI32, {static_cast<int64_t>(weights.size()) + 1}));
   if (weights.empty()) return absl::OkStatus();
   SLUICE_RETURN_IF_ERROR(CheckTensor("x", x, DType::kF32, {-1, weights[0].cols}));
-  return CheckTensor("out", out, DType::kF32, {x.rows(), weights[0].rows});
+  if (pair_rows.data != nullptr) {
+    SLUICE_RETURN_IF_ERROR(CheckTensor("pair_rows", pair_rows, DType::kI32, {x.rows(), -1}));
+  }
+  const int64_t rows = pair_rows.data != nullptr ? -1 : x.rows();
+  return CheckTensor("out", out, DType::kF32, {rows, weights[0].rows});
 }
 
 }  // namespace
@@ -109,7 +113,7 @@ absl::Status CheckGatedLinear(const GatedLinearParams& params) {
 }
 
 absl::Status CheckGroupedLinear(const GroupedLinearParams& params) {
-  return CheckGroups(params.x, params.offsets, params.out, params.weights);
+  return CheckGroups(params.x, params.offsets, params.out, params.weights, {});
 }
 
 absl::Status CheckGroupedGatedLinear(const GroupedGatedLinearParams& params) {
@@ -117,7 +121,7 @@ absl::Status CheckGroupedGatedLinear(const GroupedGatedLinearParams& params) {
     return absl::InvalidArgumentError(absl::StrCat("ups: ", params.ups.size(), " matrices, wanted ",
                                                    params.gates.size(), " as in gates"));
   }
-  return CheckGroups(params.x, params.offsets, params.out, params.gates);
+  return CheckGroups(params.x, params.offsets, params.out, params.gates, params.pair_rows);
 }
 
 absl::Status CheckEmbed(const EmbedParams& params) {
@@ -262,11 +266,14 @@ absl::Status CheckMoePermute(const MoePermuteParams& params) {
   SLUICE_RETURN_IF_ERROR(CheckTensor("slot_of_expert", params.slot_of_expert, DType::kI32, {-1}));
   SLUICE_RETURN_IF_ERROR(CheckTensor("offsets", params.offsets, DType::kI32, {-1}));
   SLUICE_RETURN_IF_ERROR(CheckTensor("pair_rows", params.pair_rows, DType::kI32, {tokens, top_k}));
-  SLUICE_RETURN_IF_ERROR(CheckTensor("rows_x", params.rows_x, DType::kF32, {-1, params.x.dims[1]}));
   if (params.offsets.rows() < 1) return absl::InvalidArgumentError("offsets: empty");
-  if (params.rows_x.rows() < tokens * top_k) {
-    return absl::InvalidArgumentError(absl::StrCat("rows_x: ", params.rows_x.rows(), " rows for ",
-                                                   tokens, " tokens of ", top_k, " experts"));
+  if (params.rows_x.data != nullptr) {
+    SLUICE_RETURN_IF_ERROR(
+        CheckTensor("rows_x", params.rows_x, DType::kF32, {-1, params.x.dims[1]}));
+    if (params.rows_x.rows() < tokens * top_k) {
+      return absl::InvalidArgumentError(absl::StrCat("rows_x: ", params.rows_x.rows(), " rows for ",
+                                                     tokens, " tokens of ", top_k, " experts"));
+    }
   }
   return absl::OkStatus();
 }

@@ -58,6 +58,9 @@ struct GroupedGatedLinearParams {
   absl::Span<const WeightView> ups;    // G of [N, K]
   TensorView offsets;                  // i32 [G + 1]
   TensorView out;                      // f32 [R, N]
+  // i32 [T, P], or no data. x is [T, K] then, and row pair_rows[t, p] stands for x[t]; -1 is no
+  // row. Every row of a group must stand for some x.
+  TensorView pair_rows;
 };
 
 class LinearOps {

@@ -54,7 +54,7 @@ struct MoePermuteParams {
   TensorView slot_of_expert;  // i32 [experts]
   TensorView offsets;         // i32 [slots + 1]
   TensorView pair_rows;       // i32 [T, top_k]
-  TensorView rows_x;          // f32 [T * top_k at least, hidden]
+  TensorView rows_x;          // f32 [T * top_k at least, hidden], or no data: not gathered
 };
 
 // out[t] += sum over k of expert_weights[t, k] * rows[pair_rows[t, k]] + shared[t], without the

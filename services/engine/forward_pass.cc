@@ -396,13 +396,15 @@ absl::Status ForwardPass::MixtureOfExperts(int64_t index, const ForwardBatch& ba
                                                   .expert_ids = placed,
                                                   .slot_of_expert = views.slot_of_expert,
                                                   .offsets = offsets,
-                                                  .pair_rows = pair_rows,
-                                                  .rows_x = pairs},
+                                                  .pair_rows = pair_rows},
                                                  stream));
-  SLUICE_RETURN_IF_ERROR(backend_->linear().GroupedGatedLinear(
-      {.x = pairs, .gates = views.gates, .ups = views.ups, .offsets = offsets, .out = inner},
-      stream));
-  // The inputs are used up: the outputs take their place.
+  SLUICE_RETURN_IF_ERROR(backend_->linear().GroupedGatedLinear({.x = x,
+                                                                .gates = views.gates,
+                                                                .ups = views.ups,
+                                                                .offsets = offsets,
+                                                                .out = inner,
+                                                                .pair_rows = pair_rows},
+                                                               stream));
   SLUICE_RETURN_IF_ERROR(backend_->linear().GroupedLinear(
       {.x = inner, .weights = views.downs, .offsets = offsets, .out = pairs}, stream));
 
