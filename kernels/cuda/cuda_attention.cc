@@ -58,7 +58,7 @@ class CudaAttentionOps final : public AttentionOps {
     args.seq_of_token = params.seq_of_token.As<int32_t>();
     args.positions = params.positions.As<int32_t>();
     args.scale = params.scale;
-    return Attend("mla_absorbed", args, params.kv_b, params.cache, params.page_table.dims[1]);
+    return Attend("mla_absorbed", args, params.kv_b, params.cache);
   }
 
   // In absorbed form where there is no kernel for prompts: the same numbers.
@@ -75,19 +75,15 @@ class CudaAttentionOps final : public AttentionOps {
       args.page_table = params.page_table.Row<int32_t>(chunk.seq);
       args.first_position = chunk.first_position;
       args.scale = params.scale;
-      SLUICE_RETURN_IF_ERROR(
-          Attend("mla_prompt", args, params.kv_b, params.cache, params.page_table.dims[1]));
+      SLUICE_RETURN_IF_ERROR(Attend("mla_prompt", args, params.kv_b, params.cache));
     }
     return absl::OkStatus();
   }
 
  private:
   absl::Status Attend(const char* op, const cuda::AbsorbedArgs& args, const WeightView& kv_b,
-                      const TensorView& cache, int64_t pages_per_sequence) {
-    const MlaDecodeRequest request = {.args = args,
-                                      .kv_b = kv_b,
-                                      .cache_pages = cache.dims[0],
-                                      .pages_per_sequence = pages_per_sequence};
+                      const TensorView& cache) {
+    const MlaDecodeRequest request = {.args = args, .kv_b = kv_b, .cache_pages = cache.dims[0]};
     if (context_.numerics == Numerics::kFast && MlaDecode::Takes(request)) {
       context_.calls->Count(op, "absorbed_bf16_wgmma");
       return decode_.Run(request);

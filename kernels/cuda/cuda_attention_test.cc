@@ -127,7 +127,13 @@ TEST_F(CudaAttentionTest, LatentAttentionOfV3OnTheTensorCores) {
   const struct {
     int heads;
     std::vector<int32_t> lengths;  // so far, this token included
-  } cases[] = {{64, {1}}, {128, {64, 1, 63}}, {64, {65, 128, 129, 700}}, {128, {191, 192, 193}}};
+  } cases[] = {{64, {1}},
+               {128, {64, 1, 63}},
+               {64, {65, 128, 129, 700}},
+               {128, {191, 192, 193}},
+               {16, {1, 700}},
+               {32, {64, 65, 127, 128, 129}},
+               {96, {300, 2}}};
   for (const auto& c : cases) {
     for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
       const MlaDims dims = {c.heads, 128, 64, 128, 512};

@@ -159,35 +159,6 @@ struct ToBf16Args {
 };
 cudaError_t LaunchToBf16(const ToBf16Args& args, cudaStream_t stream);
 
-// q of DeepSeek-V3's heads (128 columns, then 64 for RoPE) in bf16, apart.
-struct SplitQueriesArgs {
-  const float* q;
-  int64_t q_stride;
-  int32_t tokens, heads;
-  __nv_bfloat16* nope;     // [tokens, heads, 128]
-  __nv_bfloat16* queries;  // [tokens, heads, 576]: the last 64 columns are written
-};
-cudaError_t LaunchSplitQueries(const SplitQueriesArgs& args, cudaStream_t stream);
-
-// The core of absorbed attention with DeepSeek-V3's dimensions (latents of 512, k_pe of 64), for
-// decoding: out[t, h] = sum over the sequence of softmax(scale * q . row) * latent.
-struct MlaDecodeArgs {
-  CUtensorMap q;      // bf16 [tokens * heads, 576], as bytes; boxes are 64 rows of 128
-  CUtensorMap cache;  // bf16 [pages * 64, 576]; likewise
-  const int32_t* page_table;
-  int64_t page_table_stride;
-  const int32_t* seq_of_token;  // these two as in AbsorbedArgs
-  const int32_t* positions;
-  int32_t first_position;
-  int32_t tokens, heads;  // heads a multiple of 64
-  float scale_log2;       // scale * log2(e)
-  int32_t splits;         // of each sequence, done side by side
-  __nv_bfloat16* out;     // [tokens * heads, 512]
-  float* part_out;        // [splits, tokens * heads, 512], unless splits is 1
-  float* part_lse;        // [splits, tokens * heads]
-};
-cudaError_t LaunchMlaDecode(const MlaDecodeArgs& args, cudaStream_t stream);
-
 enum class GateScores : int32_t { kSigmoid, kSoftmax };
 enum class GroupRule : int32_t { kNone, kMax, kTop2Sum };
 

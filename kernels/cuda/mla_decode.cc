@@ -1,10 +1,10 @@
 #include "kernels/cuda/mla_decode.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
 #include "kernels/base/status.h"
+#include "kernels/cuda/mla_decode_launch.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/weight_tables.h"
 
@@ -12,21 +12,17 @@ namespace sluice {
 namespace {
 
 constexpr int kNope = 128, kRope = 64, kValue = 128, kRank = 512;
-constexpr int kHeadsOfBlock = 64;
-constexpr int kSplitsMax = 32;
-
-// Blocks for all SMs; a piece of less than a page is nothing.
-int Splits(int64_t groups, int64_t pages, int multiprocessors) {
-  const int64_t splits = std::min<int64_t>({multiprocessors / groups, pages, kSplitsMax});
-  return static_cast<int>(std::max<int64_t>(splits, 1));
-}
+constexpr int kQuery = kRank + kRope;
+constexpr int kHeadsStep = 16;
 
 }  // namespace
 
 bool MlaDecode::Takes(const MlaDecodeRequest& request) {
   const cuda::MlaShape& shape = request.args.shape;
-  return shape.heads % kHeadsOfBlock == 0 && shape.nope == kNope && shape.rope == kRope &&
-         shape.v == kValue && shape.rank == kRank && request.args.cache_bf16;
+  return shape.heads % kHeadsStep == 0 && shape.heads <= 2 * cuda::kMlaHeads &&
+         shape.nope == kNope && shape.rope == kRope && shape.v == kValue && shape.rank == kRank &&
+         request.args.cache_bf16 && request.args.q_stride % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(request.args.q) % 16 == 0;
 }
 
 absl::StatusOr<const void*> MlaDecode::Bf16Weights(const MlaDecodeRequest& request) {
@@ -50,23 +46,26 @@ absl::StatusOr<const void*> MlaDecode::Bf16Weights(const MlaDecodeRequest& reque
   return copy.memory.get();
 }
 
-absl::Status MlaDecode::Reserve(int64_t rows, int splits) {
-  const int64_t part_rows = splits > 1 ? rows * splits : 0;
-  if (rows <= rows_ && part_rows <= part_rows_) return absl::OkStatus();
+absl::Status MlaDecode::Reserve(int64_t tokens, int64_t rows) {
+  if (tokens <= tokens_ && rows <= rows_) return absl::OkStatus();
   SLUICE_RETURN_IF_ERROR(
       CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
+  if (part_out_ == nullptr) {
+    // However long the sequences: of two tokens that a part shares with others.
+    const size_t count = static_cast<size_t>(context_.multiprocessors) * 2 * cuda::kMlaHeads;
+    SLUICE_ASSIGN_OR_RETURN(part_out_, AllocateCuda(count * kRank * sizeof(float)));
+    SLUICE_ASSIGN_OR_RETURN(part_lse_, AllocateCuda(count * sizeof(float)));
+  }
+  if (tokens > tokens_) {
+    SLUICE_ASSIGN_OR_RETURN(pieces_, AllocateCuda(static_cast<size_t>(tokens) * sizeof(int2)));
+    tokens_ = tokens;
+  }
   if (rows > rows_) {
     const size_t count = static_cast<size_t>(rows);
     SLUICE_ASSIGN_OR_RETURN(nope_, AllocateCuda(count * kNope * 2));
-    SLUICE_ASSIGN_OR_RETURN(queries_, AllocateCuda(count * (kRank + kRope) * 2));
+    SLUICE_ASSIGN_OR_RETURN(queries_, AllocateCuda(count * kQuery * 2));
     SLUICE_ASSIGN_OR_RETURN(attended_, AllocateCuda(count * kRank * 2));
     rows_ = rows;
-  }
-  if (part_rows > part_rows_) {
-    const size_t count = static_cast<size_t>(part_rows);
-    SLUICE_ASSIGN_OR_RETURN(part_out_, AllocateCuda(count * kRank * sizeof(float)));
-    SLUICE_ASSIGN_OR_RETURN(part_lse_, AllocateCuda(count * sizeof(float)));
-    part_rows_ = part_rows;
   }
   return absl::OkStatus();
 }
@@ -76,10 +75,8 @@ absl::Status MlaDecode::Run(const MlaDecodeRequest& request) {
   const int tokens = args.tokens, heads = args.shape.heads;
   if (tokens == 0) return absl::OkStatus();
   const int64_t rows = int64_t{tokens} * heads;
-  const int splits =
-      Splits(rows / kHeadsOfBlock, request.pages_per_sequence, context_.multiprocessors);
   SLUICE_ASSIGN_OR_RETURN(const void* weights, Bf16Weights(request));
-  SLUICE_RETURN_IF_ERROR(Reserve(rows, splits));
+  SLUICE_RETURN_IF_ERROR(Reserve(tokens, rows));
   const auto* w_uk = static_cast<const __nv_bfloat16*>(weights);
   const __nv_bfloat16* w_uv = w_uk + kNope * kRank;
   constexpr int64_t kHeadStride = (kNope + kValue) * kRank;
@@ -94,19 +91,19 @@ absl::Status MlaDecode::Run(const MlaDecodeRequest& request) {
                                           context_.stream),
                  "splitting queries"));
   // Per head: queries[:512] = nope W_UK.
-  constexpr int kQuery = kRank + kRope;
   SLUICE_RETURN_IF_ERROR(cublas_.Multiply(
       "absorbing queries", tokens, kRank, kNope,
       {.data = nope_.get(), .row_stride = heads * kNope, .stride = kNope},
       {.data = w_uk, .row_stride = kRank, .stride = kHeadStride}, /*b_transposed=*/false,
       {.data = queries_.get(), .row_stride = heads * kQuery, .stride = kQuery}, heads));
 
+  const int groups = (heads + cuda::kMlaHeads - 1) / cuda::kMlaHeads;
   cuda::MlaDecodeArgs decode{};
-  SLUICE_ASSIGN_OR_RETURN(decode.q, MakeByteMap(queries_.get(), rows, (kRank + kRope) * 2,
-                                                (kRank + kRope) * 2, kHeadsOfBlock));
   SLUICE_ASSIGN_OR_RETURN(
-      decode.cache, MakeByteMap(args.cache, request.cache_pages * kPageTokens, (kRank + kRope) * 2,
-                                (kRank + kRope) * 2, kPageTokens));
+      decode.q, MakeByteMap(queries_.get(), rows, kQuery * 2, kQuery * 2, cuda::kMlaHeads));
+  SLUICE_ASSIGN_OR_RETURN(decode.cache, MakeByteMap(args.cache, request.cache_pages * kPageTokens,
+                                                    kQuery * 2, kQuery * 2, kPageTokens));
+  decode.queries = static_cast<const __nv_bfloat16*>(queries_.get());
   decode.page_table = args.page_table;
   decode.page_table_stride = args.page_table_stride;
   decode.seq_of_token = args.seq_of_token;
@@ -115,10 +112,11 @@ absl::Status MlaDecode::Run(const MlaDecodeRequest& request) {
   decode.tokens = tokens;
   decode.heads = heads;
   decode.scale_log2 = args.scale * static_cast<float>(M_LOG2E);
-  decode.splits = splits;
+  decode.parts = context_.multiprocessors / groups;
   decode.out = static_cast<__nv_bfloat16*>(attended_.get());
   decode.part_out = static_cast<float*>(part_out_.get());
   decode.part_lse = static_cast<float*>(part_lse_.get());
+  decode.pieces = static_cast<int2*>(pieces_.get());
   SLUICE_RETURN_IF_ERROR(
       CudaStatus(cuda::LaunchMlaDecode(decode, context_.stream), "absorbed attention"));
 

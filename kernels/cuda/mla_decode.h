@@ -17,18 +17,19 @@ struct MlaDecodeRequest {
   cuda::AbsorbedArgs args;
   WeightView kv_b;
   int64_t cache_pages = 0;
-  int64_t pages_per_sequence = 0;  // at most
 };
 
 class MlaDecode {
  public:
   explicit MlaDecode(const CudaContext& context) : context_(context), cublas_(context) {}
 
-  // 64 heads or a multiple, 128 + 64 columns of q, values of 128, latents of 512; a cache in bf16.
+  // 128 heads or fewer, a multiple of 16; 128 + 64 columns of q, values of 128, latents of 512; a
+  // cache in bf16; q aligned to 16 bytes.
   static bool Takes(const MlaDecodeRequest& request);
 
   // A layer's first call makes a bf16 copy of its kv_b, unless it is bf16 already, and the first
-  // call with more tokens than any before allocates scratch memory; both wait for the stream.
+  // call with more tokens than any before allocates scratch memory; both wait for the stream. What
+  // is launched depends on the numbers of tokens and heads alone, so that it can be captured.
   absl::Status Run(const MlaDecodeRequest& request);
 
  private:
@@ -39,14 +40,14 @@ class MlaDecode {
 
   // kv_b in bf16, [heads * 256, 512] without gaps.
   absl::StatusOr<const void*> Bf16Weights(const MlaDecodeRequest& request);
-  absl::Status Reserve(int64_t rows, int splits);
+  absl::Status Reserve(int64_t tokens, int64_t rows);
 
   const CudaContext& context_;
   Cublas cublas_;
   std::unordered_map<const void*, Copy> weights_;  // by kv_b's data
   CudaMemory nope_, queries_, attended_;           // bf16 [rows, 128], [rows, 576], [rows, 512]
-  CudaMemory part_out_, part_lse_;
-  int64_t rows_ = 0, part_rows_ = 0;  // that there is room for; a row is a head of a token
+  CudaMemory part_out_, part_lse_, pieces_;        // as in MlaDecodeArgs
+  int64_t tokens_ = 0, rows_ = 0;  // that there is room for; a row is a head of a token
 };
 
 }  // namespace sluice

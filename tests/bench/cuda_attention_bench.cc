@@ -1,5 +1,6 @@
 // Attention of decoding tokens on the GPU, with DeepSeek-V3's dimensions and a cache in bf16: the
-// op as the engine calls it, with its products with kv_b. Pages are shuffled.
+// op as the engine calls it, and its core alone, without the products with kv_b. Pages are
+// shuffled. FLOPs are those of the core; of the op, also those of its two products.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -9,6 +10,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/mla_decode_launch.h"
+#include "kernels/cuda/tensor_map.h"
 #include "tests/bench/cuda_bench.h"
 
 namespace sluice::bench {
@@ -33,7 +36,9 @@ constexpr Peer kPeers[] = {
     {128, 8192, 1, 24.7},   {128, 8192, 8, 48.8},    {128, 8192, 32, 121.6},
     {128, 8192, 64, 223.9}, {128, 8192, 128, 496.1}, {64, 4096, 1, 29.2},
     {64, 4096, 8, 31.4},    {64, 4096, 32, 54.8},    {64, 4096, 64, 93.9},
-    {64, 4096, 128, 150.6}, {64, 4096, 256, 301.8},
+    {64, 4096, 128, 150.6}, {64, 4096, 256, 301.8},  {16, 4096, 1, 25.1},
+    {16, 4096, 8, 25.1},    {16, 4096, 32, 49.7},    {16, 4096, 64, 86.7},
+    {16, 4096, 128, 148.4}, {16, 4096, 256, 288.1},
 };
 
 double PeerUs(int heads, int64_t context, int tokens) {
@@ -116,6 +121,50 @@ class Batch {
               });
   }
 
+  void Core(CudaBench& bench, Backend& backend, const std::string& shape, double peer_us) const {
+    int multiprocessors = 0;
+    Check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
+    const int64_t rows = tokens_ * heads_;
+    const int groups = (heads_ + cuda::kMlaHeads - 1) / cuda::kMlaHeads;
+    const int64_t slots = int64_t{multiprocessors} * 2 * cuda::kMlaHeads;
+    const DeviceMemory q = RandomBf16(rows * kColumns, 0.3f, 5), out = Zeros(rows * kRank * 2);
+    const DeviceMemory part_out = Zeros(slots * kRank * 4), part_lse = Zeros(slots * 4);
+    const DeviceMemory pieces = Zeros(tokens_ * static_cast<int64_t>(sizeof(int2)));
+    const auto map = [](const void* data, int64_t count) {
+      absl::StatusOr<CUtensorMap> made =
+          MakeByteMap(data, count, kColumns * 2, kColumns * 2, kPageTokens);
+      Check(made.status());
+      return *made;
+    };
+    cuda::MlaDecodeArgs args{};
+    args.q = map(q.get(), rows);
+    args.queries = static_cast<const __nv_bfloat16*>(q.get());
+    args.cache = map(cache_.get(), copies_ * pages_ * kPageTokens);
+    args.page_table_stride = pages_max_;
+    args.seq_of_token = static_cast<const int32_t*>(seqs_.get());
+    args.positions = static_cast<const int32_t*>(at_.get());
+    args.tokens = static_cast<int32_t>(tokens_);
+    args.heads = heads_;
+    args.parts = multiprocessors / groups;
+    args.scale_log2 = kScale * static_cast<float>(M_LOG2E);
+    args.out = static_cast<__nv_bfloat16*>(out.get());
+    args.part_out = static_cast<float*>(part_out.get());
+    args.part_lse = static_cast<float*>(part_lse.get());
+    args.pieces = static_cast<int2*>(pieces.get());
+    bench.Run({.name = "mla decode core",
+               .shape = shape,
+               .flops = flops(),
+               .flops_max = kThrottledFlops,
+               .bytes = bytes() + static_cast<double>(rows * (kColumns + kRank) * 2),
+               .peer = peer_us > 0 ? "FlashMLA" : "",
+               .peer_us = peer_us,
+               .copies = copies_},
+              StreamOf(backend), [&](int i) {
+                args.page_table = Table(i).As<int32_t>();
+                Check(cuda::LaunchMlaDecode(args, StreamOf(backend)));
+              });
+  }
+
  private:
   TensorView Table(int i) const {
     return TensorView(static_cast<int32_t*>(table_.get()) + i % copies_ * tokens_ * pages_max_,
@@ -131,14 +180,15 @@ class Batch {
 
 void Measure(CudaBench& bench, Backend& backend, int heads, const std::vector<int64_t>& lengths,
              const std::string& shape, double peer_us) {
-  if (!bench.Wants("mla decode", shape)) return;
+  if (!bench.Wants("mla decode", shape) && !bench.Wants("mla decode core", shape)) return;
   const Batch batch(heads, lengths);
+  batch.Core(bench, backend, shape, peer_us);
   batch.Op(bench, backend, shape, peer_us);
 }
 
 void RunAll(CudaBench& bench) {
   const std::unique_ptr<Backend> backend = MakeBackend();
-  for (const int heads : {128, 64}) {
+  for (const int heads : {128, 64, 32, 16}) {
     for (const int64_t context : {int64_t{2048}, int64_t{4096}, int64_t{8192}}) {
       for (const int tokens : {1, 8, 32, 64, 128, 256}) {
         Measure(bench, *backend, heads, std::vector<int64_t>(static_cast<size_t>(tokens), context),
