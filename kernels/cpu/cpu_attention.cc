@@ -32,6 +32,12 @@ absl::Status CheckPages(const int32_t* pages, int64_t pages_max, int64_t positio
   return absl::OkStatus();
 }
 
+absl::Status CheckTakes(const TensorView& cache) {
+  if (cache.dtype != DType::kF8E4M3) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("cache: is ", DTypeName(cache.dtype), ", on the CPU KV is F32 or BF16"));
+}
+
 // What the tensors hold lies in range.
 absl::Status CheckCacheWriteValues(const MlaCacheWriteParams& params) {
   const int64_t tokens = params.q.rows();
@@ -151,6 +157,7 @@ class CpuAttentionOps final : public AttentionOps {
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
     calls_->Count("mla_cache_write", "cpu");
     SLUICE_RETURN_IF_ERROR(CheckMlaCacheWrite(params));
+    SLUICE_RETURN_IF_ERROR(CheckTakes(params.cache));
     SLUICE_RETURN_IF_ERROR(CheckCacheWriteValues(params));
     const MlaDims& dims = params.dims;
     for (std::vector<float>& latent : latents_) {
@@ -164,6 +171,7 @@ class CpuAttentionOps final : public AttentionOps {
 
   absl::Status MlaAbsorbed(const MlaAbsorbedParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaAbsorbed(params));
+    SLUICE_RETURN_IF_ERROR(CheckTakes(params.cache));
     SLUICE_RETURN_IF_ERROR(CheckAbsorbedValues(params));
     const MlaDims& dims = params.dims;
     const int64_t tokens = params.q.rows();
@@ -206,6 +214,7 @@ class CpuAttentionOps final : public AttentionOps {
 
   absl::Status MlaPrompt(const MlaPromptParams& params, StreamId) override {
     SLUICE_RETURN_IF_ERROR(CheckMlaPrompt(params));
+    SLUICE_RETURN_IF_ERROR(CheckTakes(params.cache));
     SLUICE_RETURN_IF_ERROR(CheckPromptValues(params));
     for (const PromptChunk& chunk : params.chunks) {
       if (chunk.num_tokens == 0) continue;

@@ -45,7 +45,7 @@ class CudaAttentionOps final : public AttentionOps {
                                               .kv_rows = params.kv_rows.As<int32_t>(),
                                               .tokens = static_cast<int32_t>(params.q.rows()),
                                               .cache = params.cache.data,
-                                              .cache_bf16 = params.cache.dtype == DType::kBF16},
+                                              .cache_element = ToElement(params.cache.dtype)},
                                              context_.stream),
                       "writing the KV cache");
   }
@@ -102,7 +102,7 @@ class CudaAttentionOps final : public AttentionOps {
     args.kv_b = ToWeight(kv_b);
     args.element = ToElement(kv_b.dtype);
     args.cache = cache.data;
-    args.cache_bf16 = cache.dtype == DType::kBF16;
+    args.cache_element = ToElement(cache.dtype);
     args.tokens = static_cast<int32_t>(q.rows());
     args.out = out.As<float>();
     args.out_stride = out.row_stride;

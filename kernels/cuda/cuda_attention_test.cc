@@ -1,4 +1,6 @@
 // Latent attention on the GPU, by the general kernel and by the one for DeepSeek-V3's dimensions.
+#include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -117,6 +119,130 @@ TEST_F(CudaAttentionTest, LatentAttention) {
                         .ok());
         EXPECT_LT(Difference(prompt_out, gpu_.Down(device_prompt_out)), 5e-5);
       }
+    }
+  }
+}
+
+// A cache in FP8: rows are what rounding makes of the CPU's, and attention is that over the rows as
+// they can be read back.
+TEST_F(CudaAttentionTest, LatentsInFp8) {
+  const MlaDims models[] = {
+      {8, 32, 32, 32, 128}, {3, 5, 2, 7, 33}, {2, 16, 6, 8, 130}, {16, 128, 64, 128, 512}};
+  const int64_t num_pages = 6, pages_max = 5, tokens = num_pages * kPageTokens;
+  for (const MlaDims& dims : models) {
+    SCOPED_TRACE(testing::Message()
+                 << "latent " << dims.kv_lora_rank << ", rope " << dims.rope_dim);
+    const OwnedTensor kv_a = Random({tokens, dims.kv_dim()}), norm = Random({dims.kv_lora_rank});
+    const OwnedTensor angles = Random({512, dims.rope_dim});
+    const OwnedTensor positions = Integers({tokens}, 0, 511);
+    OwnedTensor rows = Integers({tokens}, 0, 0);
+    std::iota(rows.data<int32_t>(), rows.data<int32_t>() + tokens, 0);
+    rows.data<int32_t>()[5] = -1;
+    const OwnedTensor q = Random({tokens, dims.num_heads * dims.q_dim()}, 0.3f);
+    const OwnedTensor exact(DType::kF32, {num_pages, kPageTokens, dims.kv_dim()});
+    const int64_t row_bytes = F8KvRowBytes(dims.kv_lora_rank, dims.rope_dim);
+    const OwnedTensor poisoned(DType::kF8E4M3, {num_pages, kPageTokens, row_bytes});
+    const TensorView device_cache = gpu_.Up(poisoned);
+    ASSERT_TRUE(cpu_->attention()
+                    .MlaCacheWrite({dims, q.view(), kv_a.view(), norm.view(), 1e-6f, angles.view(),
+                                    positions.view(), rows.view(), exact.view()},
+                                   {})
+                    .ok());
+    ASSERT_TRUE(
+        gpu_.backend()
+            .attention()
+            .MlaCacheWrite({dims, gpu_.Up(q), gpu_.Up(kv_a), gpu_.Up(norm), 1e-6f, gpu_.Up(angles),
+                            gpu_.Up(positions), gpu_.Up(rows), device_cache},
+                           {})
+            .ok());
+
+    const OwnedTensor stored = gpu_.Down(device_cache);
+    const OwnedTensor read(DType::kF32, {num_pages, kPageTokens, dims.kv_dim()});
+    for (int64_t row = 0; row < tokens; ++row) {
+      const uint8_t* bytes = stored.data<uint8_t>() + row * row_bytes;
+      const float* want = exact.data<float>() + row * dims.kv_dim();
+      float* got = read.data<float>() + row * dims.kv_dim();
+      if (row == 5) {
+        EXPECT_TRUE(std::all_of(bytes, bytes + row_bytes, [](uint8_t b) { return b == 0xff; }))
+            << "a row of no token was written";
+        std::fill_n(got, dims.kv_dim(), 0.0f);
+        continue;
+      }
+      for (int64_t i = 0; i < dims.kv_lora_rank; ++i) {
+        float scale = 0;
+        std::memcpy(&scale, bytes + F8KvScalesAt(dims.kv_lora_rank) + i / kF8KvGroup * 4, 4);
+        got[i] = F8E4M3ToF32(bytes[i]) * scale;
+        // Half of the largest step that e4m3 has below the largest number of the group.
+        ASSERT_NEAR(got[i], want[i], 16 * scale * 1.001f) << "row " << row << ", " << i;
+        ASSERT_LE(std::abs(want[i]), 448 * scale * 1.001f);
+      }
+      for (int64_t i = 0; i < dims.rope_dim; ++i) {
+        uint16_t key = 0;
+        std::memcpy(&key, bytes + F8KvKeyAt(dims.kv_lora_rank) + 2 * i, 2);
+        got[dims.kv_lora_rank + i] = Bf16ToF32(key);
+        ASSERT_NEAR(Bf16ToF32(key), want[dims.kv_lora_rank + i],
+                    0x1p-8f * std::abs(want[dims.kv_lora_rank + i]) + 1e-6f);
+      }
+    }
+
+    const std::vector<int32_t> lengths = {1, 63, 64, 65, 300};
+    const int64_t count = static_cast<int64_t>(lengths.size());
+    const OwnedWeight kv_b =
+        RandomWeight(DType::kBF16, dims.num_heads * (dims.nope_dim + dims.v_dim), dims.kv_lora_rank,
+                     Seed(), 0.1f);
+    // Page 0 has the row that was never written.
+    const OwnedTensor table = Integers({count, pages_max}, 1, static_cast<int32_t>(num_pages) - 1);
+    const OwnedTensor seqs = MakeI32({count}, {2, 0, 1, 4, 3});
+    OwnedTensor at = MakeI32({count}, lengths);
+    for (int64_t i = 0; i < count; ++i) --at.data<int32_t>()[i];
+    const OwnedTensor queries = Random({count, dims.num_heads * dims.q_dim()}, 0.3f);
+    const OwnedTensor out(DType::kF32, {count, dims.num_heads * dims.v_dim});
+    for (const Numerics numerics : {Numerics::kExact, Numerics::kFast}) {
+      Device device(numerics);
+      const TensorView device_out = device.Up(out), same_rows = device.Up(stored);
+      ASSERT_TRUE(cpu_->attention()
+                      .MlaAbsorbed({dims, queries.view(), kv_b.view, read.view(), table.view(),
+                                    seqs.view(), at.view(), 0.2f, out.view()},
+                                   {})
+                      .ok());
+      ASSERT_TRUE(
+          device.backend()
+              .attention()
+              .MlaAbsorbed({dims, device.Up(queries), device.Up(kv_b), same_rows, device.Up(table),
+                            device.Up(seqs), device.Up(at), 0.2f, device_out},
+                           {})
+              .ok());
+      EXPECT_LT(Difference(out, device.Down(device_out)), 2e-5);
+
+      const int64_t prompt = 70, first = 100;
+      const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.3f);
+      const OwnedTensor prompt_out(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
+      const TensorView device_prompt_out = device.Up(prompt_out);
+      const PromptChunk chunk = {.num_tokens = prompt, .seq = 3, .first_position = first};
+      ASSERT_TRUE(cpu_->attention()
+                      .MlaPrompt({dims,
+                                  prompt_q.view(),
+                                  kv_b.view,
+                                  read.view(),
+                                  table.view(),
+                                  {&chunk, 1},
+                                  0.2f,
+                                  prompt_out.view()},
+                                 {})
+                      .ok());
+      ASSERT_TRUE(device.backend()
+                      .attention()
+                      .MlaPrompt({dims,
+                                  device.Up(prompt_q),
+                                  device.Up(kv_b),
+                                  same_rows,
+                                  device.Up(table),
+                                  {&chunk, 1},
+                                  0.2f,
+                                  device_prompt_out},
+                                 {})
+                      .ok());
+      EXPECT_LT(Difference(prompt_out, device.Down(device_prompt_out)), 5e-5);
     }
   }
 }

@@ -122,7 +122,7 @@ struct CacheWriteArgs {
   const int32_t* kv_rows;
   int32_t tokens;
   void* cache;
-  bool cache_bf16;
+  Element cache_element;  // kF32, kBF16 or kF8E4M3, as kernels/ops/attention.h has them
 };
 cudaError_t LaunchCacheWrite(const CacheWriteArgs& args, cudaStream_t stream);
 
@@ -135,7 +135,7 @@ struct AbsorbedArgs {
   Weight kv_b;
   Element element;
   const void* cache;
-  bool cache_bf16;
+  Element cache_element;  // as above
   const int32_t* page_table;
   int64_t page_table_stride;
   const int32_t* seq_of_token;  // or null

@@ -21,7 +21,7 @@ bool MlaDecode::Takes(const MlaDecodeRequest& request) {
   const cuda::MlaShape& shape = request.args.shape;
   return shape.heads % kHeadsStep == 0 && shape.heads <= 2 * cuda::kMlaHeads &&
          shape.nope == kNope && shape.rope == kRope && shape.v == kValue && shape.rank == kRank &&
-         request.args.cache_bf16 && request.args.q_stride % 4 == 0 &&
+         request.args.cache_element == cuda::Element::kBF16 && request.args.q_stride % 4 == 0 &&
          reinterpret_cast<uintptr_t>(request.args.q) % 16 == 0;
 }
 

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/kv_rows.cuh"
 
 namespace sluice::cuda {
 namespace {
@@ -14,18 +15,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kPageTokens = 64;
 
-template <typename Cache>
-__device__ float FromCache(Cache x);
-template <>
-__device__ float FromCache(float x) {
-  return x;
-}
-template <>
-__device__ float FromCache(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-
-template <Element kElement, typename Cache>
+template <Element kElement, Element kCache>
 __global__ void __launch_bounds__(kThreads) AbsorbedKernel(AbsorbedArgs args) {
   const MlaShape s = args.shape;
   const int token = blockIdx.x, head = blockIdx.y;
@@ -57,16 +47,16 @@ __global__ void __launch_bounds__(kThreads) AbsorbedKernel(AbsorbedArgs args) {
   const int64_t last = listed ? args.positions[token] : args.first_position + token;
   float max = -CUDART_INF_F, sum = 0;
   for (int64_t position = warp; position <= last; position += kWarps) {
-    const Cache* row =
-        static_cast<const Cache*>(args.cache) +
-        ((int64_t)pages[position / kPageTokens] * kPageTokens + position % kPageTokens) * kv_dim;
+    const KvRow<kCache> row(
+        args.cache, (int64_t)pages[position / kPageTokens] * kPageTokens + position % kPageTokens,
+        s);
     float score = 0;
-    for (int i = lane; i < kv_dim; i += 32) score = fmaf(query[i], FromCache(row[i]), score);
+    for (int i = lane; i < kv_dim; i += 32) score = fmaf(query[i], row[i], score);
     score = WarpSum(score) * args.scale;
     const float next = fmaxf(max, score);
     const float shrink = expf(max - next), weight = expf(score - next);
     sum = sum * shrink + weight;
-    for (int r = lane; r < s.rank; r += 32) own[r] = own[r] * shrink + weight * FromCache(row[r]);
+    for (int r = lane; r < s.rank; r += 32) own[r] = own[r] * shrink + weight * row[r];
     max = next;
   }
   if (lane == 0) {
@@ -97,14 +87,14 @@ __global__ void __launch_bounds__(kThreads) AbsorbedKernel(AbsorbedArgs args) {
   }
 }
 
-template <Element kElement, typename Cache>
+template <Element kElement, Element kCache>
 cudaError_t LaunchAbsorbedAs(const AbsorbedArgs& args, cudaStream_t stream) {
   const int bytes = (int)AbsorbedSharedBytes(args.shape);
   const cudaError_t error = cudaFuncSetAttribute(
-      AbsorbedKernel<kElement, Cache>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+      AbsorbedKernel<kElement, kCache>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   const dim3 grid(args.tokens, args.shape.heads);
-  AbsorbedKernel<kElement, Cache><<<grid, kThreads, bytes, stream>>>(args);
+  AbsorbedKernel<kElement, kCache><<<grid, kThreads, bytes, stream>>>(args);
   return cudaGetLastError();
 }
 
@@ -118,8 +108,16 @@ cudaError_t LaunchAbsorbed(const AbsorbedArgs& args, cudaStream_t stream) {
   if (args.tokens == 0) return cudaSuccess;
   return DispatchElement(args.element, [&](auto element) {
     constexpr Element kElement = decltype(element)::value;
-    return args.cache_bf16 ? LaunchAbsorbedAs<kElement, __nv_bfloat16>(args, stream)
-                           : LaunchAbsorbedAs<kElement, float>(args, stream);
+    switch (args.cache_element) {
+      case Element::kF32:
+        return LaunchAbsorbedAs<kElement, Element::kF32>(args, stream);
+      case Element::kBF16:
+        return LaunchAbsorbedAs<kElement, Element::kBF16>(args, stream);
+      case Element::kF8E4M3:
+        return LaunchAbsorbedAs<kElement, Element::kF8E4M3>(args, stream);
+      default:
+        return cudaErrorInvalidValue;
+    }
   });
 }
 

@@ -1,9 +1,12 @@
 // Multi-head latent attention (MLA) over a paged cache of latents.
 //
 // The cache holds one row per token and layer: kv_lora_rank elements of the normed latent c, then
-// rope_dim elements of the rotated shared key k_pe. Pages are kPageTokens rows. Which pages hold a
-// sequence, and in which order, says its row of `page_table`.
-// RoPE rotates interleaved pairs (x[2i], x[2i+1]), as the checkpoints are laid out.
+// rope_dim elements of the rotated shared key k_pe, all f32 or bf16. A cache in FP8 has the latent
+// in e4m3, one f32 scale for each kF8KvGroup of its elements (the largest / 448), and k_pe in bf16,
+// which FP8's range would spoil: 656 bytes a row at DeepSeek-V3's dimensions. As a tensor it is
+// bytes, of type kF8E4M3. Pages are kPageTokens rows. Which pages hold a sequence, and in which
+// order, says its row of `page_table`. RoPE rotates interleaved pairs (x[2i], x[2i+1]), as the
+// checkpoints are laid out.
 //
 // Threads, ownership and errors as in kernels/ops/linear.h.
 // Source: deepseek-ai/DeepSeek-V3 inference/model.py, class MLA (absorbed form: attn_impl
@@ -13,11 +16,20 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/base/tensor_view.h"
+#include "kernels/ops/attention_layout.h"
 #include "kernels/ops/stream.h"
 
 namespace sluice {
 
 inline constexpr int kPageTokens = 64;
+
+// Elements of a cache's row, as its tensor counts them: bytes of one in FP8.
+constexpr int64_t KvRowElements(int64_t kv_lora_rank, int64_t rope_dim, DType dtype) {
+  return dtype == DType::kF8E4M3 ? F8KvRowBytes(kv_lora_rank, rope_dim) : kv_lora_rank + rope_dim;
+}
+constexpr int64_t KvRowBytes(int64_t kv_lora_rank, int64_t rope_dim, DType dtype) {
+  return KvRowElements(kv_lora_rank, rope_dim, dtype) * static_cast<int64_t>(DTypeBytes(dtype));
+}
 
 // Pages that so many positions of one sequence take.
 constexpr int64_t PagesFor(int64_t positions) {
@@ -46,7 +58,7 @@ struct MlaCacheWriteParams {
   TensorView cos_sin;    // f32 [positions_max, rope_dim]: rope_dim / 2 cosines, then as many sines
   TensorView positions;  // i32 [T]
   TensorView kv_rows;    // i32 [T]: page * kPageTokens + offset of each token; -1 writes nothing
-  TensorView cache;      // f32 or bf16 [num_pages, kPageTokens, kv_dim]
+  TensorView cache;      // f32, bf16 or FP8 [num_pages, kPageTokens, KvRowElements]
 };
 
 // Absorbed: every head attends over the latents themselves.
@@ -59,7 +71,7 @@ struct MlaAbsorbedParams {
   MlaDims dims;
   TensorView q;      // f32 [T, num_heads * q_dim], rotated
   WeightView kv_b;   //     [num_heads * (nope_dim + v_dim), kv_lora_rank]: per head W_UK, then W_UV
-  TensorView cache;  // f32 or bf16 [num_pages, kPageTokens, kv_dim]
+  TensorView cache;  // f32, bf16 or FP8 [num_pages, kPageTokens, KvRowElements]
   TensorView page_table;    // i32 [num_seqs, pages_per_seq_max]
   TensorView seq_of_token;  // i32 [T]: row of page_table
   TensorView positions;     // i32 [T]

@@ -20,8 +20,11 @@ absl::Status CheckDims(const MlaDims& dims) {
 }
 
 absl::Status CheckCache(const MlaDims& dims, const TensorView& cache) {
-  const DType dtype = cache.dtype == DType::kBF16 ? DType::kBF16 : DType::kF32;
-  SLUICE_RETURN_IF_ERROR(CheckTensor("cache", cache, dtype, {-1, kPageTokens, dims.kv_dim()}));
+  const bool known = cache.dtype == DType::kBF16 || cache.dtype == DType::kF8E4M3;
+  const DType dtype = known ? cache.dtype : DType::kF32;
+  SLUICE_RETURN_IF_ERROR(
+      CheckTensor("cache", cache, dtype,
+                  {-1, kPageTokens, KvRowElements(dims.kv_lora_rank, dims.rope_dim, dtype)}));
   if (cache.row_stride != cache.row_elements()) {
     return absl::InvalidArgumentError("cache: pages must be contiguous");
   }

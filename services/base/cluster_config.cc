@@ -24,6 +24,7 @@ void Describe(ConfigVisitor& v, ModelSection& s, const std::string& path) {
   v.Text("dir", &s.dir);
   v.Text("name", &s.name);
   v.Choice("numerics", &s.numerics, {"exact", "fast"});
+  v.Choice("kv_dtype", &s.kv_dtype, {"auto", "fp8"});
   v.Choice("load_format", &s.load_format, {"safetensors", "dummy"});
   v.Int("dummy_seed", &s.dummy_seed, 0, INT64_MAX);
   v.Text("chat_template", &s.chat_template);

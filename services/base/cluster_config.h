@@ -27,6 +27,7 @@ struct ModelSection {
   std::string dir;                 // required; relative to the cluster file; absolute once read
   std::string name;                // what clients call it; default: the last part of dir
   std::string numerics = "exact";  // exact, fast
+  std::string kv_dtype = "auto";   // auto, fp8
   std::string load_format = "safetensors";  // safetensors, dummy
   uint64_t dummy_seed = 0;                  // for load_format dummy
   std::string chat_template;                // its name, when the model's own is not recognised

@@ -28,9 +28,11 @@ absl::Status CheckOptions(const EngineOptions& options) {
   SLUICE_RETURN_IF_ERROR(CheckOption("positions_max", options.positions_max, 1, 1 << 24));
   // Rows of the cache are numbered with 32 bits.
   SLUICE_RETURN_IF_ERROR(CheckOption("kv_pages", options.kv_pages, 1, INT32_MAX / kPageTokens));
-  if (options.kv_dtype != DType::kF32 && options.kv_dtype != DType::kBF16) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "engine option kv_dtype is ", DTypeName(options.kv_dtype), ", allowed are F32 and BF16"));
+  if (options.kv_dtype != DType::kF32 && options.kv_dtype != DType::kBF16 &&
+      options.kv_dtype != DType::kF8E4M3) {
+    return absl::InvalidArgumentError(absl::StrCat("engine option kv_dtype is ",
+                                                   DTypeName(options.kv_dtype),
+                                                   ", allowed are F32, BF16 and F8_E4M3"));
   }
   return absl::OkStatus();
 }
@@ -142,7 +144,7 @@ KvCacheView Engine::kv_cache() const {
   KvCacheView view{
       .pages = options_.kv_pages,
       .page_tokens = kPageTokens,
-      .row_bytes = config_.kv_dim() * static_cast<int64_t>(DTypeBytes(options_.kv_dtype)),
+      .row_bytes = KvRowBytes(config_.kv_lora_rank, config_.qk_rope_head_dim, options_.kv_dtype),
       .handle = runner_->forward().kv_memory().handle};
   for (const TensorView& layer : runner_->forward().kv_cache()) {
     view.layers.push_back(static_cast<std::byte*>(layer.data));

@@ -37,7 +37,7 @@ struct EngineOptions {
   int64_t step_tokens_max = 512;  // tokens in one step, at least slots_max
   int64_t positions_max = 0;      // of one sequence; 0: the model's max_position_embeddings
   int64_t kv_pages = 256;         // of kPageTokens tokens each
-  DType kv_dtype = DType::kF32;   // kF32 or kBF16
+  DType kv_dtype = DType::kF32;   // kF32, kBF16, or kF8E4M3 on devices that have it (attention.h)
   // Absorbed attention for prompts too. Needed where results must not depend on how a prompt was
   // cut; otherwise chunks of kPromptChunkMin tokens and more use the unabsorbed form.
   bool absorb_prompts = true;

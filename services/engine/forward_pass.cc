@@ -59,8 +59,10 @@ absl::StatusOr<std::unique_ptr<ForwardPass>> ForwardPass::Create(
 }
 
 absl::Status ForwardPass::AllocateKvCache() {
-  const TensorView layer(nullptr, limits_.kv_dtype,
-                         {limits_.num_pages, kPageTokens, config_.kv_dim()});
+  const TensorView layer(
+      nullptr, limits_.kv_dtype,
+      {limits_.num_pages, kPageTokens,
+       KvRowElements(config_.kv_lora_rank, config_.qk_rope_head_dim, limits_.kv_dtype)});
   const size_t layer_bytes = layer.dims[0] * layer.row_elements() * DTypeBytes(layer.dtype);
   const size_t layers = weights_->layers.size();
   SLUICE_ASSIGN_OR_RETURN(kv_memory_,

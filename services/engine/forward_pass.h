@@ -31,7 +31,7 @@ struct ForwardLimits {
   int64_t samples_max = 0;    // rows of logits of one step
   int64_t positions_max = 0;  // of one sequence
   int64_t num_pages = 0;
-  DType kv_dtype = DType::kF32;  // kF32 or kBF16
+  DType kv_dtype = DType::kF32;  // as in EngineOptions
   bool even_experts = false;     // see EngineOptions
 };
 
@@ -87,7 +87,7 @@ class ForwardPass {
   // i64 [layers, experts]: tokens each logical expert was chosen for, since the start. The last
   // layer counts only rows whose logits were wanted: the others do not reach its experts.
   const TensorView& expert_load() const { return expert_load_; }
-  // One for each layer: [num_pages, kPageTokens, kv_dim].
+  // One for each layer: [num_pages, kPageTokens, KvRowElements].
   const std::vector<TensorView>& kv_cache() const { return kv_cache_; }
   // What all of it lies in, layer behind layer.
   const DeviceBuffer& kv_memory() const { return kv_memory_; }

@@ -2,8 +2,10 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/backends/make_backend.h"
 #include "kernels/base/status.h"
+#include "kernels/ops/attention.h"
 #include "services/engine/device_weights.h"
 
 namespace sluice::instance {
@@ -14,9 +16,24 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeBackendOf(const ModelSource& source
                       .numerics = source.exact() ? Numerics::kExact : Numerics::kFast});
 }
 
+namespace {
+
+absl::StatusOr<DType> KvDtypeOf(const ModelSource& source) {
+  if (source.kv_dtype != "fp8") return source.exact() ? DType::kF32 : DType::kBF16;
+  if (source.exact() || source.device == "cpu") {
+    return absl::InvalidArgumentError(absl::StrCat("kv_dtype is fp8 with numerics ",
+                                                   source.numerics, " on device ", source.device,
+                                                   "; it takes numerics fast and a cuda device"));
+  }
+  return DType::kF8E4M3;
+}
+
+}  // namespace
+
 absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr<Backend> backend,
                                       const ProgressOut& progress) {
   LoadedModel loaded;
+  SLUICE_ASSIGN_OR_RETURN(const DType kv_dtype, KvDtypeOf(source));
   loaded.backend = std::move(backend);
   SLUICE_ASSIGN_OR_RETURN(loaded.config, model::LoadModelConfig(source.dir));
   SLUICE_ASSIGN_OR_RETURN(
@@ -36,15 +53,15 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, std::unique_ptr
         engine::CopyWeightsToDevice(weights, loaded.backend.get(), source.threads, progress));
   }
   loaded.engine_options = {
-      .kv_dtype = source.exact() ? DType::kF32 : DType::kBF16,
+      .kv_dtype = kv_dtype,
       .absorb_prompts = source.exact(),
   };
   return loaded;
 }
 
 int64_t KvBytesPerToken(const model::ModelConfig& config, DType kv_dtype) {
-  const int64_t element = kv_dtype == DType::kF32 ? 4 : 2;
-  return config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * element;
+  return config.num_hidden_layers *
+         KvRowBytes(config.kv_lora_rank, config.qk_rope_head_dim, kv_dtype);
 }
 
 }  // namespace sluice::instance

@@ -18,6 +18,7 @@ namespace sluice::instance {
 struct ModelSource {
   std::string dir;
   std::string numerics = "exact";           // exact, fast
+  std::string kv_dtype = "auto";            // auto (f32 or bf16, as numerics have it), fp8
   std::string device = "cpu";               // cpu, cuda, cuda:N
   int threads = 0;                          // 0: one per core
   std::string load_format = "safetensors";  // safetensors, dummy

@@ -157,6 +157,7 @@ class App {
     const ModelSection& model = program_.config.model;
     const ModelSource source{.dir = model.dir,
                              .numerics = model.numerics,
+                             .kv_dtype = model.kv_dtype,
                              .device = section_.device,
                              .threads = section_.threads,
                              .load_format = model.load_format,

@@ -24,6 +24,11 @@ void AddModelOptions(CLI::App* command, ModelOptions* options) {
       ->check(CLI::IsMember({"exact", "fast"}))
       ->capture_default_str()
       ->option_text("exact|fast [exact]");
+  command
+      ->add_option("--kv-dtype", options->kv_dtype,
+                   "auto: f32 or bf16, as --numerics has it; fp8: half the memory, slower, on GPUs")
+      ->check(CLI::IsMember({"auto", "fp8"}))
+      ->option_text("auto|fp8 [auto]");
   command->add_option("--device", options->device, "cpu, cuda or cuda:N")
       ->option_text("NAME [cpu]");
   command->add_option("--threads", options->threads, "0: one per core")
