@@ -16,22 +16,16 @@ bool Bf16Linear::Takes(const TensorView& x, const WeightView& w, const TensorVie
 absl::Status Bf16Linear::Run(const TensorView& x, const WeightView& w, const TensorView& out,
                              bool accumulate) {
   const int64_t rows = x.rows(), elements = rows * w.cols;
-  if (elements > x_elements_) {
-    SLUICE_RETURN_IF_ERROR(
-        CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
-    SLUICE_ASSIGN_OR_RETURN(x_, AllocateCuda(static_cast<size_t>(elements) * 2));
-    x_elements_ = elements;
-  }
-  SLUICE_RETURN_IF_ERROR(
-      CudaStatus(cuda::LaunchRound({.x = x.As<float>(),
-                                    .x_stride = x.row_stride,
-                                    .rows = static_cast<int32_t>(rows),
-                                    .cols = static_cast<int32_t>(w.cols),
-                                    .out = static_cast<__nv_bfloat16*>(x_.get())},
-                                   context_.stream),
-                 "rounding activations"));
+  SLUICE_ASSIGN_OR_RETURN(void* const rounded, x_.Reserve(static_cast<size_t>(elements) * 2));
+  SLUICE_RETURN_IF_ERROR(CudaStatus(cuda::LaunchRound({.x = x.As<float>(),
+                                                       .x_stride = x.row_stride,
+                                                       .rows = static_cast<int32_t>(rows),
+                                                       .cols = static_cast<int32_t>(w.cols),
+                                                       .out = static_cast<__nv_bfloat16*>(rounded)},
+                                                      context_.stream),
+                                    "rounding activations"));
   return cublas_.Multiply("bf16 matrix product", rows, w.rows, w.cols,
-                          {.data = x_.get(), .row_stride = w.cols},
+                          {.data = rounded, .row_stride = w.cols},
                           {.data = w.data, .row_stride = w.row_stride}, /*b_transposed=*/true,
                           {.data = out.data, .type = CUDA_R_32F, .row_stride = out.row_stride},
                           /*count=*/1, accumulate);

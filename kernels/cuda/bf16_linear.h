@@ -23,8 +23,7 @@ class Bf16Linear {
  private:
   const CudaContext& context_;
   Cublas cublas_;
-  CudaMemory x_;  // in bf16
-  int64_t x_elements_ = 0;
+  CudaScratch x_;  // in bf16
 };
 
 }  // namespace sluice

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "kernels/cuda/bf16_copies.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/mla_decode.h"
 #include "kernels/cuda/mla_prompt.h"
@@ -28,7 +29,7 @@ absl::Status CheckFits(const cuda::MlaShape& shape) {
 class CudaAttentionOps final : public AttentionOps {
  public:
   explicit CudaAttentionOps(const CudaContext& context)
-      : context_(context), decode_(context), prompt_(context) {}
+      : context_(context), kv_b_(context), decode_(context, &kv_b_), prompt_(context, &kv_b_) {}
 
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
     context_.calls->Count("mla_cache_write", "cuda");
@@ -110,6 +111,7 @@ class CudaAttentionOps final : public AttentionOps {
   }
 
   const CudaContext& context_;
+  Bf16Copies kv_b_;
   MlaDecode decode_;
   sluice::MlaPrompt prompt_;
 };

@@ -64,7 +64,18 @@ absl::StatusOr<CudaMemory> AllocateCuda(size_t bytes) {
                                     absl::StrCat(bytes, " bytes for the kernels' own use")));
   CudaMemory owned(memory);
   SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMemset(memory, 0, bytes), "clearing memory"));
+  // The backend's stream does not wait for the one that clears.
+  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(nullptr), "clearing memory"));
   return owned;
+}
+
+absl::StatusOr<void*> CudaScratch::Reserve(size_t bytes) {
+  if (memories_.empty() || bytes > bytes_) {
+    SLUICE_ASSIGN_OR_RETURN(CudaMemory memory, AllocateCuda(bytes));
+    memories_.push_back(std::move(memory));
+    bytes_ = bytes;
+  }
+  return get();
 }
 
 namespace {

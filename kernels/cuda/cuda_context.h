@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -28,6 +29,24 @@ struct CudaFree {
 };
 using CudaMemory = std::unique_ptr<void, CudaFree>;
 absl::StatusOr<CudaMemory> AllocateCuda(size_t bytes);
+
+// Memory that an op keeps for itself from call to call.
+class CudaScratch {
+ public:
+  // At least so many bytes of it, zero-filled when new. When it grows, what there was stays as
+  // well: work in flight and recordings name it. So the largest call had better come first.
+  absl::StatusOr<void*> Reserve(size_t bytes);
+
+  void* get() const { return memories_.empty() ? nullptr : memories_.back().get(); }
+  template <typename T>
+  T* As() const {
+    return static_cast<T*>(get());
+  }
+
+ private:
+  std::vector<CudaMemory> memories_;  // the newest is the largest
+  size_t bytes_ = 0;
+};
 
 // Internal, naming what was tried, unless the call went well; ResourceExhausted when memory is out.
 absl::Status CudaStatus(cudaError_t error, absl::string_view what);

@@ -149,27 +149,13 @@ class CudaLinearOps final : public LinearOps {
     return Launch(args);
   }
 
-  // Memory that grows with the largest call.
-  struct Scratch {
-    CudaMemory memory;
-    int64_t floats = 0;
-  };
-  absl::Status Reserve(int64_t floats, Scratch* scratch) {
-    if (floats <= scratch->floats) return absl::OkStatus();
-    SLUICE_RETURN_IF_ERROR(
-        CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
-    SLUICE_ASSIGN_OR_RETURN(scratch->memory,
-                            AllocateCuda(static_cast<size_t>(floats) * sizeof(float)));
-    scratch->floats = floats;
-    return absl::OkStatus();
-  }
-
   // The rows that x stands for.
   absl::StatusOr<TensorView> Gather(const TensorView& x, const TensorView& pair_rows,
                                     int64_t rows) {
     const int64_t columns = x.dims[1];
-    SLUICE_RETURN_IF_ERROR(Reserve(rows * columns, &gathered_));
-    TensorView gathered(gathered_.memory.get(), DType::kF32, {rows, columns});
+    SLUICE_ASSIGN_OR_RETURN(void* const memory,
+                            gathered_.Reserve(static_cast<size_t>(rows * columns) * sizeof(float)));
+    TensorView gathered(memory, DType::kF32, {rows, columns});
     cuda::PermuteArgs args{};
     args.x = x.As<float>();
     args.x_stride = x.row_stride;
@@ -186,22 +172,22 @@ class CudaLinearOps final : public LinearOps {
   }
 
   absl::Status GateLinear(const LinearParams& params) {
-    SLUICE_RETURN_IF_ERROR(
-        Reserve(cuda::GateLinearScratch(params.w.rows, params.w.cols), &gate_scratch_));
-    return CudaStatus(
-        cuda::LaunchGateLinear({.x = params.x.As<float>(),
-                                .x_stride = params.x.row_stride,
-                                .w = params.w.data,
-                                .w_stride = params.w.row_stride,
-                                .w_bf16 = params.w.dtype == DType::kBF16,
-                                .out = params.out.As<float>(),
-                                .out_stride = params.out.row_stride,
-                                .m = static_cast<int32_t>(params.x.rows()),
-                                .n = static_cast<int32_t>(params.w.rows),
-                                .k = static_cast<int32_t>(params.w.cols),
-                                .partial = static_cast<float*>(gate_scratch_.memory.get())},
-                               context_.stream),
-        "the router's product");
+    const int64_t floats = cuda::GateLinearScratch(params.w.rows, params.w.cols);
+    SLUICE_ASSIGN_OR_RETURN(void* const partial,
+                            gate_scratch_.Reserve(static_cast<size_t>(floats) * sizeof(float)));
+    return CudaStatus(cuda::LaunchGateLinear({.x = params.x.As<float>(),
+                                              .x_stride = params.x.row_stride,
+                                              .w = params.w.data,
+                                              .w_stride = params.w.row_stride,
+                                              .w_bf16 = params.w.dtype == DType::kBF16,
+                                              .out = params.out.As<float>(),
+                                              .out_stride = params.out.row_stride,
+                                              .m = static_cast<int32_t>(params.x.rows()),
+                                              .n = static_cast<int32_t>(params.w.rows),
+                                              .k = static_cast<int32_t>(params.w.cols),
+                                              .partial = static_cast<float*>(partial)},
+                                             context_.stream),
+                      "the router's product");
   }
 
   static bool OnGateLinear(const LinearParams& params) {
@@ -235,9 +221,9 @@ class CudaLinearOps final : public LinearOps {
   const CudaContext& context_;
   WeightTables<cuda::Weight> tables_;
   TileLinear fp8_, bf16_tiles_;
-  Bf16Linear bf16_;       // dense
-  Scratch gate_scratch_;  // as large as the widest product needs, from its first call on
-  Scratch gathered_;      // rows of experts, for the general kernel
+  Bf16Linear bf16_;  // dense
+  CudaScratch gate_scratch_;
+  CudaScratch gathered_;  // rows of experts, for the general kernel
 };
 
 }  // namespace

@@ -33,52 +33,12 @@ bool MlaPrompt::Takes(const MlaPromptParams& params) {
 }
 
 absl::Status MlaPrompt::Reserve(int64_t heads, int64_t lse_count) {
-  if (heads <= heads_ && lse_count <= lse_count_) return absl::OkStatus();
-  SLUICE_RETURN_IF_ERROR(
-      CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
-  if (heads > heads_) {
-    constexpr size_t kRows = cuda::kPromptPassRows;
-    const size_t columns = static_cast<size_t>(heads) * kHeadColumns;
-    SLUICE_ASSIGN_OR_RETURN(counter_, AllocateCuda(sizeof(int32_t)));
-    SLUICE_ASSIGN_OR_RETURN(latents_, AllocateCuda(kRows * kKvColumns * 2));
-    SLUICE_ASSIGN_OR_RETURN(expanded_, AllocateCuda(kRows * columns * 2));
-    SLUICE_ASSIGN_OR_RETURN(weights_, AllocateCuda(columns * kRank * 2));
-    heads_ = heads;
-  }
-  if (lse_count > lse_count_) {
-    SLUICE_ASSIGN_OR_RETURN(lse_, AllocateCuda(static_cast<size_t>(lse_count) * sizeof(float)));
-    lse_count_ = lse_count;
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<const void*> MlaPrompt::Bf16Weights(const WeightView& kv_b) {
-  if (kv_b.dtype == DType::kBF16 && kv_b.row_stride == kRank && IsAligned(kv_b.data, 16)) {
-    return kv_b.data;
-  }
-  auto* const out = static_cast<__nv_bfloat16*>(weights_.get());
-  const bool blocks = kv_b.dtype == DType::kF8E4M3 && kv_b.scales != nullptr &&
-                      kv_b.scale_block == 128 && kv_b.row_begin % 128 == 0 &&
-                      kv_b.col_begin % 128 == 0 && kv_b.row_stride % 16 == 0 &&
-                      IsAligned(kv_b.data, 16);
-  const cudaError_t error =
-      blocks ? cuda::LaunchPromptWeights(
-                   {.w = static_cast<const uint8_t*>(kv_b.data),
-                    .w_stride = kv_b.row_stride,
-                    .scales = kv_b.scales + kv_b.row_begin / 128 * kv_b.scale_row_stride +
-                              kv_b.col_begin / 128,
-                    .scale_stride = kv_b.scale_row_stride,
-                    .rows = static_cast<int32_t>(kv_b.rows),
-                    .out = out},
-                   context_.stream)
-             : cuda::LaunchToBf16({.w = ToWeight(kv_b),
-                                   .element = ToElement(kv_b.dtype),
-                                   .rows = static_cast<int32_t>(kv_b.rows),
-                                   .cols = static_cast<int32_t>(kv_b.cols),
-                                   .out = out},
-                                  context_.stream);
-  SLUICE_RETURN_IF_ERROR(CudaStatus(error, "making weights bf16"));
-  return weights_.get();
+  constexpr size_t kRows = cuda::kPromptPassRows;
+  SLUICE_RETURN_IF_ERROR(counter_.Reserve(sizeof(int32_t)).status());
+  SLUICE_RETURN_IF_ERROR(latents_.Reserve(kRows * kKvColumns * 2).status());
+  const size_t columns = static_cast<size_t>(heads) * kHeadColumns;
+  SLUICE_RETURN_IF_ERROR(expanded_.Reserve(kRows * columns * 2).status());
+  return lse_.Reserve(static_cast<size_t>(lse_count) * sizeof(float)).status();
 }
 
 absl::Status MlaPrompt::Run(const MlaPromptParams& params) {
@@ -87,11 +47,11 @@ absl::Status MlaPrompt::Run(const MlaPromptParams& params) {
       PlanPrompt(params.chunks, params.page_table.row_stride, heads);
   if (passes.empty()) return absl::OkStatus();
   SLUICE_RETURN_IF_ERROR(Reserve(heads, passes.size() > 1 ? params.q.rows() * heads : 0));
-  SLUICE_ASSIGN_OR_RETURN(const void* weights, Bf16Weights(params.kv_b));
+  SLUICE_ASSIGN_OR_RETURN(const __nv_bfloat16* const weights, copies_->Get(params.kv_b));
 
   cuda::MlaPromptArgs attend{};
   const int64_t columns = int64_t{heads} * kHeadColumns;
-  auto* const counter = static_cast<int32_t*>(counter_.get());
+  auto* const counter = counter_.As<int32_t>();
   SLUICE_ASSIGN_OR_RETURN(attend.keys, MakeByteMap(expanded_.get(), cuda::kPromptPassRows,
                                                    columns * 2, columns * 2, cuda::kPromptTile));
   SLUICE_ASSIGN_OR_RETURN(
@@ -104,7 +64,7 @@ absl::Status MlaPrompt::Run(const MlaPromptParams& params) {
   attend.q_stride = params.q.row_stride;
   attend.out = params.out.As<float>();
   attend.out_stride = params.out.row_stride;
-  attend.lse = static_cast<float*>(lse_.get());
+  attend.lse = lse_.As<float>();
   attend.heads = heads;
   attend.scale_log2 = params.scale * static_cast<float>(M_LOG2E);
   attend.counter = counter;
@@ -115,7 +75,7 @@ absl::Status MlaPrompt::Run(const MlaPromptParams& params) {
         CudaStatus(cuda::LaunchPromptGather({.pass = pass,
                                              .cache = params.cache.As<__nv_bfloat16>(),
                                              .page_table = params.page_table.As<int32_t>(),
-                                             .out = static_cast<__nv_bfloat16*>(latents_.get()),
+                                             .out = latents_.As<__nv_bfloat16>(),
                                              .counter = counter},
                                             context_.stream),
                    "gathering latents"));

@@ -506,33 +506,7 @@ __global__ void __launch_bounds__(kVectorsOfRow* kRowsOfBlock)
   if (row == 0 && threadIdx.x == 0) *args.counter = 0;
 }
 
-constexpr int kRank = 512;
-constexpr int kWeightRows = 8;  // of a block of 256 threads, 16 columns each
-
-__global__ void __launch_bounds__(256) PromptWeightsKernel(PromptWeightsArgs args) {
-  const int row = blockIdx.x * kWeightRows + threadIdx.x / 32, column = threadIdx.x % 32 * 16;
-  if (row >= args.rows) return;
-  const uint4 packed = *reinterpret_cast<const uint4*>(args.w + row * args.w_stride + column);
-  const float scale = args.scales[row / 128 * args.scale_stride + column / 128];
-  const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
-  uint32_t out[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const auto pair = static_cast<__nv_fp8x2_storage_t>(words[i / 2] >> (i % 2 * 16));
-    const float2 x = __half22float2(__nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3));
-    out[i] = PackBf16(x.x * scale, x.y * scale);
-  }
-  uint4* const to = reinterpret_cast<uint4*>(args.out + int64_t{row} * kRank + column);
-  to[0] = make_uint4(out[0], out[1], out[2], out[3]);
-  to[1] = make_uint4(out[4], out[5], out[6], out[7]);
-}
-
 }  // namespace
-
-cudaError_t LaunchPromptWeights(const PromptWeightsArgs& args, cudaStream_t stream) {
-  PromptWeightsKernel<<<(args.rows + kWeightRows - 1) / kWeightRows, 256, 0, stream>>>(args);
-  return cudaGetLastError();
-}
 
 cudaError_t LaunchPromptGather(const PromptGatherArgs& args, cudaStream_t stream) {
   PromptGatherKernel<<<args.pass.rows / kRowsOfBlock, dim3(kVectorsOfRow, kRowsOfBlock), 0,

@@ -48,17 +48,6 @@ struct PromptGatherArgs {
 };
 cudaError_t LaunchPromptGather(const PromptGatherArgs& args, cudaStream_t stream);
 
-// A weight of 512 columns in bf16, from e4m3 in blocks of 128 x 128 that it begins with.
-struct PromptWeightsArgs {
-  const uint8_t* w;  // rows at multiples of 16 bytes
-  int64_t w_stride;
-  const float* scales;
-  int64_t scale_stride;
-  int32_t rows;
-  __nv_bfloat16* out;  // [rows, 512]
-};
-cudaError_t LaunchPromptWeights(const PromptWeightsArgs& args, cudaStream_t stream);
-
 // Causal attention of DeepSeek-V3's heads (keys of 128 + 64 columns, values of 128).
 struct MlaPromptArgs {
   PromptPass pass;

@@ -62,30 +62,14 @@ absl::StatusOr<cuda::TileWeight> TileLinear::ToTileWeight(const WeightView& w, i
 }
 
 absl::Status TileLinear::Reserve(int64_t rows, int64_t cols) {
-  const int64_t bytes = rows * cols * element_bytes_;
-  const int64_t scales = dtype_ == DType::kF8E4M3 ? ScaleStride(rows) * (cols / kBlock) : 0;
-  if (partial_ != nullptr && bytes <= x_bytes_ && scales <= x_scales_count_) {
-    return absl::OkStatus();
-  }
+  const size_t blocks = static_cast<size_t>(context_.multiprocessors);
   SLUICE_RETURN_IF_ERROR(
-      CudaStatus(cudaStreamSynchronize(context_.stream), "waiting for the stream"));
-  if (partial_ == nullptr) {
-    const size_t blocks = static_cast<size_t>(context_.multiprocessors);
-    SLUICE_ASSIGN_OR_RETURN(partial_,
-                            AllocateCuda(blocks * kTokensMax * kOutputsMax * sizeof(float)));
-    SLUICE_ASSIGN_OR_RETURN(flags_, AllocateCuda(blocks * 2 * sizeof(uint32_t)));
-  }
-  if (bytes > x_bytes_) {
-    SLUICE_ASSIGN_OR_RETURN(x_, AllocateCuda(static_cast<size_t>(bytes)));
-    x_bytes_ = bytes;
-  }
-  if (scales > x_scales_count_) {
-    SLUICE_ASSIGN_OR_RETURN(
-        x_scales_,
-        AllocateCuda(static_cast<size_t>(scales + cuda::kTileScaleSlack) * sizeof(float)));
-    x_scales_count_ = scales;
-  }
-  return absl::OkStatus();
+      partial_.Reserve(blocks * kTokensMax * kOutputsMax * sizeof(float)).status());
+  SLUICE_RETURN_IF_ERROR(flags_.Reserve(blocks * 2 * sizeof(uint32_t)).status());
+  SLUICE_RETURN_IF_ERROR(x_.Reserve(static_cast<size_t>(rows * cols * element_bytes_)).status());
+  const int64_t scales = dtype_ == DType::kF8E4M3 ? ScaleStride(rows) * (cols / kBlock) : 0;
+  return x_scales_.Reserve(static_cast<size_t>(scales + cuda::kTileScaleSlack) * sizeof(float))
+      .status();
 }
 
 absl::Status TileLinear::MakeOperand(const TileProduct& product, cuda::TileLinearArgs* args) {
@@ -104,7 +88,7 @@ absl::Status TileLinear::MakeOperand(const TileProduct& product, cuda::TileLinea
       .places_each = static_cast<int32_t>(product.pair_rows.dims[1]),
       .k = static_cast<int32_t>(cols),
       .out = x_.get(),
-      .scales = static_cast<float*>(x_scales_.get()),
+      .scales = x_scales_.As<float>(),
       .scale_stride = ScaleStride(rows),
   };
   args->x_scales = operand.scales;
@@ -181,8 +165,8 @@ absl::Status TileLinear::Run(const TileProduct& product, const cuda::TilePlan& p
     }
   }
   SLUICE_RETURN_IF_ERROR(MakeOperand(product, &args));
-  args.partial = static_cast<float*>(partial_.get());
-  args.flags = static_cast<uint32_t*>(flags_.get());
+  args.partial = partial_.As<float>();
+  args.flags = flags_.As<uint32_t>();
   return dtype_ == DType::kF8E4M3
              ? CudaStatus(cuda::LaunchFp8Tiles(args, context_.stream), "FP8 matrix product")
              : CudaStatus(cuda::LaunchBf16Tiles(args, context_.stream), "bf16 matrix product");

@@ -35,8 +35,7 @@ class TileLinear {
   // Whether the product can be done here: types, and sizes and places that TMA takes.
   bool Takes(const TileProduct& product) const;
 
-  // For what Takes. The first call with more of x than any before allocates scratch memory, and
-  // waits for the stream to do so; so does the first with a span of grouped weights.
+  // For what Takes. The first call with a span of grouped weights waits for the stream.
   absl::Status Run(const TileProduct& product);
   absl::Status Run(const TileProduct& product, const cuda::TilePlan& plan);
 
@@ -50,9 +49,7 @@ class TileLinear {
   const DType dtype_;
   const int64_t element_bytes_;
   WeightTables<cuda::TileWeight> tables_;
-  CudaMemory partial_, flags_;
-  CudaMemory x_, x_scales_;
-  int64_t x_bytes_ = 0, x_scales_count_ = 0;
+  CudaScratch partial_, flags_, x_, x_scales_;
 };
 
 }  // namespace sluice

@@ -70,14 +70,6 @@ absl::StatusOr<std::unique_ptr<StepBuffers>> StepRunner::MakeBuffers() const {
 absl::Status StepRunner::WarmUp() {
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<StepBuffers> step, MakeBuffers());
   const int64_t slots = options_.slots_max;
-  // Every size for real: fewer tokens may take other kernels, with scratch memory of their own.
-  for (const int64_t bucket : DecodeBuckets(slots)) {
-    step->FillWithPadding({bucket, bucket, bucket});
-    SLUICE_RETURN_IF_ERROR(step->CopyInputs(backend_, input_block_, kStream));
-    SLUICE_RETURN_IF_ERROR(Compute(*step, {}));
-    SLUICE_RETURN_IF_ERROR(backend_->Sync(kStream));
-  }
-
   // Sequences as long as may be, until the step has no room for more tokens.
   const int64_t tokens = options_.step_tokens_max;
   const int64_t each = std::min(tokens, options_.positions_max);
@@ -94,7 +86,18 @@ absl::Status StepRunner::WarmUp() {
   }
   SLUICE_RETURN_IF_ERROR(step->CopyInputs(backend_, input_block_, kStream));
   SLUICE_RETURN_IF_ERROR(forward_->WarmUp(Batch(*step), kStream));
-  return backend_->Sync(kStream);
+  SLUICE_RETURN_IF_ERROR(backend_->Sync(kStream));
+
+  // Every size for real: fewer tokens may take other kernels, with scratch memory of their own.
+  std::vector<int64_t> buckets = DecodeBuckets(slots);
+  std::reverse(buckets.begin(), buckets.end());
+  for (const int64_t bucket : buckets) {
+    step->FillWithPadding({bucket, bucket, bucket});
+    SLUICE_RETURN_IF_ERROR(step->CopyInputs(backend_, input_block_, kStream));
+    SLUICE_RETURN_IF_ERROR(Compute(*step, {}));
+    SLUICE_RETURN_IF_ERROR(backend_->Sync(kStream));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status StepRunner::RecordDecodeSteps() {
