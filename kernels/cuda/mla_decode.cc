@@ -1,5 +1,6 @@
 #include "kernels/cuda/mla_decode.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -14,6 +15,9 @@ namespace {
 constexpr int kNope = 128, kRope = 64, kValue = 128, kRank = 512;
 constexpr int kQuery = kRank + kRope;
 constexpr int kHeadsStep = 16;
+
+// Scratch memory is for so many tokens: 311 KB each with 128 heads.
+constexpr int kTokensAtOnce = 512;
 
 }  // namespace
 
@@ -38,9 +42,23 @@ absl::Status MlaDecode::Reserve(int64_t tokens, int64_t rows) {
 }
 
 absl::Status MlaDecode::Run(const MlaDecodeRequest& request) {
+  for (int begin = 0; begin < request.args.tokens; begin += kTokensAtOnce) {
+    MlaDecodeRequest piece = request;
+    cuda::AbsorbedArgs& args = piece.args;
+    args.tokens = std::min(request.args.tokens - begin, kTokensAtOnce);
+    args.q += begin * args.q_stride;
+    args.out += begin * args.out_stride;
+    if (args.seq_of_token != nullptr) args.seq_of_token += begin;
+    if (args.positions != nullptr) args.positions += begin;
+    args.first_position += begin;
+    SLUICE_RETURN_IF_ERROR(RunPiece(piece));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MlaDecode::RunPiece(const MlaDecodeRequest& request) {
   const cuda::AbsorbedArgs& args = request.args;
   const int tokens = args.tokens, heads = args.shape.heads;
-  if (tokens == 0) return absl::OkStatus();
   const int64_t rows = int64_t{tokens} * heads;
   SLUICE_ASSIGN_OR_RETURN(const __nv_bfloat16* const w_uk, copies_->Get(request.kv_b));
   SLUICE_RETURN_IF_ERROR(Reserve(tokens, rows));

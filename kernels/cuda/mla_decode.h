@@ -32,6 +32,7 @@ class MlaDecode {
   absl::Status Run(const MlaDecodeRequest& request);
 
  private:
+  absl::Status RunPiece(const MlaDecodeRequest& request);
   // A row is a head of a token.
   absl::Status Reserve(int64_t tokens, int64_t rows);
 

@@ -46,7 +46,7 @@ absl::Status MlaPrompt::Run(const MlaPromptParams& params) {
   const std::vector<cuda::PromptPass> passes =
       PlanPrompt(params.chunks, params.page_table.row_stride, heads);
   if (passes.empty()) return absl::OkStatus();
-  SLUICE_RETURN_IF_ERROR(Reserve(heads, passes.size() > 1 ? params.q.rows() * heads : 0));
+  SLUICE_RETURN_IF_ERROR(Reserve(heads, params.q.rows() * heads));
   SLUICE_ASSIGN_OR_RETURN(const __nv_bfloat16* const weights, copies_->Get(params.kv_b));
 
   cuda::MlaPromptArgs attend{};

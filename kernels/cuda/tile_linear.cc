@@ -107,6 +107,7 @@ absl::Status TileLinear::MakeOperand(const TileProduct& product, cuda::TileLinea
 }
 
 absl::Status TileLinear::Run(const TileProduct& product) {
+  if (product.x.rows() == 0) return absl::OkStatus();
   TileProblem problem{.rows = product.rows(),
                       .groups = 1,
                       .grouped = product.grouped(),

@@ -106,9 +106,12 @@ class TileSchedule {
   __device__ int RowTiles(int part) const {
     return (args_->parts[part].n + kOutputs - 1) / kOutputs;
   }
-  __device__ int RowBegin(int g) const { return args_->offsets == nullptr ? 0 : args_->offsets[g]; }
+  // Past L1, which may hold what an earlier kernel left there: this one reads them before it waits.
+  __device__ int RowBegin(int g) const {
+    return args_->offsets == nullptr ? 0 : __ldcg(args_->offsets + g);
+  }
   __device__ int RowEnd(int g) const {
-    return args_->offsets == nullptr ? args_->m : args_->offsets[g + 1];
+    return args_->offsets == nullptr ? args_->m : __ldcg(args_->offsets + g + 1);
   }
   __device__ int TokenTiles(int g) const {
     return (RowEnd(g) - RowBegin(g) + kTokens - 1) / kTokens;

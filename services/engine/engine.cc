@@ -42,8 +42,9 @@ absl::Status CheckOptions(const EngineOptions& options) {
 absl::Status TooLarge(const absl::Status& status, const model::ModelConfig& config,
                       const EngineOptions& options) {
   if (!absl::IsResourceExhausted(status)) return status;
-  const int64_t page_bytes = config.num_hidden_layers * kPageTokens * config.kv_dim() *
-                             static_cast<int64_t>(DTypeBytes(options.kv_dtype));
+  const int64_t page_bytes =
+      config.num_hidden_layers * kPageTokens *
+      KvRowBytes(config.kv_lora_rank, config.qk_rope_head_dim, options.kv_dtype);
   return absl::ResourceExhaustedError(absl::StrCat(
       status.message(), ". KV is ", MemoryString(options.kv_pages * page_bytes),
       " in all (kv_pages ", options.kv_pages, " of ", MemoryString(page_bytes),

@@ -88,6 +88,13 @@ absl::Status StepRunner::WarmUp() {
   SLUICE_RETURN_IF_ERROR(forward_->WarmUp(Batch(*step), kStream));
   SLUICE_RETURN_IF_ERROR(backend_->Sync(kStream));
 
+  // Chunks too short for prompt attention, in every slot.
+  const int64_t absorbed = std::min(tokens, slots * (kPromptChunkMin - 1));
+  step->FillWithPadding({absorbed, std::min(slots, absorbed), 0});
+  SLUICE_RETURN_IF_ERROR(step->CopyInputs(backend_, input_block_, kStream));
+  SLUICE_RETURN_IF_ERROR(forward_->WarmUp(Batch(*step), kStream));
+  SLUICE_RETURN_IF_ERROR(backend_->Sync(kStream));
+
   // Every size for real: fewer tokens may take other kernels, with scratch memory of their own.
   std::vector<int64_t> buckets = DecodeBuckets(slots);
   std::reverse(buckets.begin(), buckets.end());
