@@ -47,7 +47,7 @@ void Instance::Mailbox::Post(Event event) {
 
 Instance::Instance(const InstanceOptions& options, engine::Engine* engine,
                    transport::KvTransport* transport, InstanceMetrics* metrics, const Clock* clock)
-    : options_(options), engine_(engine), metrics_(metrics), clock_(clock) {
+    : options_(options), engine_(engine), transport_(transport), metrics_(metrics), clock_(clock) {
   CoreOptions core = options.core;
   const engine::EngineOptions& sizes = engine->options();
   core.scheduler = {.slots_max = sizes.slots_max,
@@ -167,6 +167,7 @@ void Instance::Loop() {
     unpublished_ = unpublished_ || !events.empty();
     for (Event& event : events) Handle(std::move(event), now);
     events.clear();
+    CheckTransport(now);
     core_->OnTick(now);
     SubmitPlans(now);
     if (!core_->steps_in_flight()) ++progress_;
@@ -205,6 +206,18 @@ void Instance::OnStepDone(StepDone done, absl::Time now) {
     metrics_->OnStep(core_->last_step().duration, core_->last_step().prompt_tokens,
                      core_->counters().output_tokens - outputs);
   }
+}
+
+// A step that computes KV, or one before it, may take its time; then the copy waits for it.
+void Instance::CheckTransport(absl::Time now) {
+  if (failed_ || transport_ == nullptr) return;
+  absl::Duration limit;
+  {
+    const std::lock_guard lock(mutex_);
+    limit = engine::Engine::kStepsInFlightMax * StepLimit();
+  }
+  const absl::Status status = transport_->CheckDevice(limit);
+  if (!status.ok()) FailEngine(status, now);
 }
 
 void Instance::SubmitPlans(absl::Time now) {

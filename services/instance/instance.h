@@ -4,7 +4,8 @@
 //
 // The counter that heartbeats carry is advanced by the loop alone: by each step that has ended, and
 // while no step runs by each pass (at least two a second). A step that never ends stops it, and
-// after StepLimit() counts as a failure of the engine.
+// after StepLimit() counts as a failure of the engine. So does a device that fails in a copy of KV,
+// or does not end one while two such steps may have run, also when no step runs at all.
 //
 // Threads: any. It knows nothing of gRPC.
 #pragma once
@@ -112,6 +113,7 @@ class Instance final : public RouterListener {
   void Loop();
   void Handle(Event event, absl::Time now);
   void OnStepDone(StepDone done, absl::Time now);
+  void CheckTransport(absl::Time now);
   void SubmitPlans(absl::Time now);
   void Publish(absl::Time now);
   void UpdateRates(absl::Time now);
@@ -136,6 +138,7 @@ class Instance final : public RouterListener {
 
   const InstanceOptions options_;
   engine::Engine* const engine_;
+  transport::KvTransport* const transport_;
   InstanceMetrics* const metrics_;
   const Clock* const clock_;
   const std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();

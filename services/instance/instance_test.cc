@@ -4,12 +4,15 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "services/engine/fake_backend.h"
 #include "services/instance/local_cluster.h"
+#include "services/transport/memory_mover.h"
+#include "services/transport/socket_transport.h"
 
 namespace sluice::instance {
 namespace {
@@ -85,7 +88,8 @@ TEST_F(InstanceTest, RequestsGoThroughAndBothSidesDrain) {
 }
 
 TEST_F(InstanceTest, HeartbeatsGoOnWithoutProgressWhileAStepHangs) {
-  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get(), absl::Milliseconds(2));
+  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get(),
+                       {.heartbeat = absl::Milliseconds(2)});
   decode_backend_.Hold();
   cluster.Submit(Ask(1, 10, 5));
   // What led up to the step that hangs counts as progress.
@@ -100,8 +104,8 @@ TEST_F(InstanceTest, HeartbeatsGoOnWithoutProgressWhileAStepHangs) {
 }
 
 TEST_F(InstanceTest, AStepThatDoesNotEndIsAFailureOfTheEngine) {
-  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get(), absl::Milliseconds(250),
-                       /*step_limit_min=*/absl::Milliseconds(50));
+  LocalCluster cluster(prefill_engine_.get(), decode_engine_.get(),
+                       {.step_limit_min = absl::Milliseconds(50)});
   decode_backend_.Hold();
   cluster.Submit(Ask(1, 10, 5));
   EXPECT_EQ(cluster.Wait(1).failure, "REASON_ENGINE");
@@ -123,6 +127,69 @@ TEST_F(InstanceTest, AnEngineThatFailsEndsAttemptsAndTheInstance) {
   EXPECT_THAT(std::string(ended.message()), testing::ContainsRegex("^step [0-9]+: device lost$"));
   EXPECT_FALSE(cluster.decode().ready());
   EXPECT_EQ(cluster.decode().status().state(), "dead");
+}
+
+// KV between a prefill and a decode whose memory only a device reaches.
+class DeviceInstanceTest : public InstanceTest {
+ protected:
+  void Start(absl::Duration step_limit_min) {
+    cluster_.emplace(prefill_engine_.get(), decode_engine_.get(),
+                     LocalCluster::Setup{
+                         .step_limit_min = step_limit_min,
+                         .prefill_transport = MakeTransport(*prefill_engine_, 1, prefill_device_),
+                         .decode_transport = MakeTransport(*decode_engine_, 2, decode_device_)});
+  }
+  static std::unique_ptr<transport::KvTransport> MakeTransport(
+      const engine::Engine& engine, uint64_t incarnation,
+      const std::shared_ptr<transport::MemoryMoverFaults>& device) {
+    auto made =
+        transport::MakeSocketTransport({.memory = KvMemoryOf(engine),
+                                        .mover = std::make_unique<transport::MemoryMover>(device),
+                                        .incarnation = incarnation});
+    EXPECT_TRUE(made.ok()) << made.status();
+    return *std::move(made);
+  }
+
+  const std::shared_ptr<transport::MemoryMoverFaults> prefill_device_ =
+      std::make_shared<transport::MemoryMoverFaults>();
+  const std::shared_ptr<transport::MemoryMoverFaults> decode_device_ =
+      std::make_shared<transport::MemoryMoverFaults>();
+  std::optional<LocalCluster> cluster_;
+};
+
+// It has never made a step, and never will: nothing but the copy can tell.
+TEST_F(DeviceInstanceTest, AnIdleDecodeWhoseDeviceFailsInACopyEnds) {
+  Start(absl::Minutes(10));
+  decode_device_->Fail();
+  cluster_->Submit(Ask(1, 100, 5));
+  EXPECT_NE(cluster_->Wait(1).failure, "");
+  const absl::Status ended = cluster_->decode().WaitUntilDone(kSoon);
+  EXPECT_EQ(ended, absl::InternalError("the device failed"));
+  EXPECT_FALSE(cluster_->decode().ready());
+  EXPECT_EQ(cluster_->decode().status().state(), "dead");
+  EXPECT_EQ(cluster_->decode().steps(), 0u);
+  EXPECT_TRUE(cluster_->prefill().ready());
+}
+
+TEST_F(DeviceInstanceTest, APrefillWhoseDeviceFailsInACopyEnds) {
+  Start(absl::Minutes(10));
+  prefill_device_->Fail();
+  cluster_->Submit(Ask(1, 100, 5));
+  EXPECT_NE(cluster_->Wait(1).failure, "");
+  EXPECT_EQ(cluster_->prefill().WaitUntilDone(kSoon), absl::InternalError("the device failed"));
+  EXPECT_TRUE(cluster_->decode().ready());
+}
+
+TEST_F(DeviceInstanceTest, ACopyThatDoesNotEndIsAFailureOfTheEngine) {
+  Start(absl::Milliseconds(500));
+  decode_device_->Hold(true);
+  cluster_->Submit(Ask(1, 100, 5));
+  const absl::Status ended = cluster_->decode().WaitUntilDone(kSoon);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(ended)) << ended;
+  EXPECT_THAT(std::string(ended.message()),
+              testing::ContainsRegex("a copy of KV has not ended for [0-9.]+m?s, the limit is 1s"));
+  EXPECT_FALSE(cluster_->decode().ready());
+  decode_device_->Hold(false);
 }
 
 TEST_F(InstanceTest, DamagedKvIsNoticed) {

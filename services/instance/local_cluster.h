@@ -29,16 +29,26 @@ class LocalCluster {
     int64_t kv_bytes = 0;
   };
 
+  struct Setup {
+    absl::Duration heartbeat = absl::Milliseconds(250);
+    absl::Duration step_limit_min = absl::Minutes(10);
+    // Null: KV travels in memory.
+    std::unique_ptr<transport::KvTransport> prefill_transport, decode_transport;
+  };
+
   // The engines outlive the cluster.
-  LocalCluster(engine::Engine* prefill, engine::Engine* decode,
-               absl::Duration heartbeat = absl::Milliseconds(250),
-               absl::Duration step_limit_min = absl::Minutes(10))
-      : prefill_transport_(network_.Join(KvMemoryOf(*prefill), 1)),
-        decode_transport_(network_.Join(KvMemoryOf(*decode), 2)),
-        prefill_(Options(v1::ROLE_PREFILL, heartbeat, step_limit_min), prefill,
-                 prefill_transport_.get(), nullptr, &clock_),
-        decode_(Options(v1::ROLE_DECODE, heartbeat, step_limit_min), decode,
-                decode_transport_.get(), nullptr, &clock_),
+  LocalCluster(engine::Engine* prefill, engine::Engine* decode)
+      : LocalCluster(prefill, decode, {}) {}
+  LocalCluster(engine::Engine* prefill, engine::Engine* decode, Setup setup)
+      : prefill_transport_(setup.prefill_transport != nullptr
+                               ? std::move(setup.prefill_transport)
+                               : network_.Join(KvMemoryOf(*prefill), 1)),
+        decode_transport_(setup.decode_transport != nullptr
+                              ? std::move(setup.decode_transport)
+                              : network_.Join(KvMemoryOf(*decode), 2)),
+        prefill_(Options(v1::ROLE_PREFILL, setup), prefill, prefill_transport_.get(), nullptr,
+                 &clock_),
+        decode_(Options(v1::ROLE_DECODE, setup), decode, decode_transport_.get(), nullptr, &clock_),
         from_prefill_(this, true),
         from_decode_(this, false) {
     for (Instance* instance : {&prefill_, &decode_}) instance->OnAttached(kRouter);
@@ -101,11 +111,10 @@ class LocalCluster {
     const bool prefill_;
   };
 
-  static InstanceOptions Options(v1::Role role, absl::Duration heartbeat,
-                                 absl::Duration step_limit_min) {
+  static InstanceOptions Options(v1::Role role, const Setup& setup) {
     return {.core = {.role = role, .random_seed = 1},
-            .heartbeat = heartbeat,
-            .step_limit_min = step_limit_min};
+            .heartbeat = setup.heartbeat,
+            .step_limit_min = setup.step_limit_min};
   }
 
   void OnMessage(bool prefill, const v1::WorkerMessage& message) {

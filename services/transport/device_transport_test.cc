@@ -162,6 +162,33 @@ TEST_P(DeviceTransportTest, ASenderWhoseDeviceFailsEndsTheTransfer) {
   EXPECT_EQ(sender().sender_stats().outstanding_bytes, 0);
 }
 
+TEST_P(DeviceTransportTest, OnceADeviceHasFailedItIsKnown) {
+  EXPECT_EQ(to_->transport->CheckDevice(kPatience), absl::OkStatus());
+  receiver_device().Fail();
+  Begin({1});
+  EXPECT_EQ(CodeOf(sent_), absl::StatusCode::kUnavailable);
+  const absl::Status failed = absl::InternalError("the device failed");
+  EXPECT_EQ(to_->transport->CheckDevice(kPatience), failed);
+  EXPECT_EQ(from_->transport->CheckDevice(kPatience), absl::OkStatus());
+  EXPECT_EQ(receiver().Close(1, kPatience), absl::OkStatus());
+}
+
+// The transport's thread hangs in the driver.
+TEST_P(DeviceTransportTest, ACallThatDoesNotComeBackIsNoticed) {
+  receiver_device().HoldCalls(true);
+  Begin({1});
+  WaitUntilItHolds(receiver_device());
+  const absl::Time end = absl::Now() + kPatience;
+  absl::Status status;
+  while (status.ok() && absl::Now() < end) {
+    status = to_->transport->CheckDevice(absl::Milliseconds(100));
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(status.message().find("the KV transport: a pass of its thread has not ended for 1"), 0u)
+      << status;
+  receiver_device().HoldCalls(false);
+}
+
 // Processes of which one has a device and the other has not.
 TEST(MixedTransportTest, DevicesAndProcessorsSendToEachOther) {
   for (const Medium medium : {Medium::kBest, Medium::kSharedMemory, Medium::kTcp}) {

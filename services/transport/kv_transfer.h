@@ -175,6 +175,11 @@ class KvTransport {
   virtual ~KvTransport() = default;
   virtual KvSender& sender() = 0;
   virtual KvReceiver& receiver() = 0;
+
+  // Ok while pages move. Else no page ever will: the error of the device whose memory this is, or
+  // DeadlineExceeded, a copy (or the transport's thread) has been at it for `limit`. Time in which
+  // nobody asks counts a second at most: to be called several times a second.
+  virtual absl::Status CheckDevice(absl::Duration limit) = 0;
 };
 
 }  // namespace sluice::transport

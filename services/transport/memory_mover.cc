@@ -75,6 +75,21 @@ void MemoryMoverFaults::Hold(bool held) {
   released_.notify_all();
 }
 
+void MemoryMoverFaults::HoldCalls(bool held) {
+  {
+    const std::lock_guard lock(mutex_);
+    calls_held_ = held;
+  }
+  released_.notify_all();
+}
+
+void MemoryMoverFaults::WaitWhile(const bool* held) {
+  std::unique_lock lock(mutex_);
+  ++waiting_;
+  released_.wait(lock, [&] { return !*held; });
+  --waiting_;
+}
+
 // Of one batch; the mover's until it is done.
 struct MemoryMover::Work {
   std::vector<PageCopy> copies;
@@ -131,6 +146,8 @@ absl::StatusOr<DeviceBuffer> MemoryMover::Map(const MemoryHandle& handle) {
 
 absl::StatusOr<std::unique_ptr<PageBatch>> MemoryMover::Queue(absl::Span<const PageCopy> copies,
                                                               StreamPoint) {
+  faults_->WaitWhile(&faults_->calls_held_);
+  if (faults_->fail_) return absl::InternalError("the device failed");
   auto work = std::make_shared<Work>();
   work->copies.assign(copies.begin(), copies.end());
   work->sums.resize(copies.size());
@@ -153,12 +170,7 @@ void MemoryMover::Run() {
       work = queue_.front();
       queue_.pop_front();
     }
-    {
-      std::unique_lock lock(faults_->mutex_);
-      ++faults_->waiting_;
-      faults_->released_.wait(lock, [&] { return !faults_->held_; });
-      --faults_->waiting_;
-    }
+    faults_->WaitWhile(&faults_->held_);
     const PageSumKernel& kernel = PageSumKernels().back();
     for (size_t i = 0; i < work->copies.size(); ++i) {
       const PageCopy& copy = work->copies[i];
@@ -176,7 +188,7 @@ void MemoryMover::Run() {
     {
       const std::lock_guard lock(work->mutex);
       work->done = true;
-      work->failed = failed = faults_->fail_next_.exchange(false);
+      work->failed = failed = faults_->fail_next_.exchange(false) || faults_->fail_;
     }
     work->came.notify_all();
     if (!failed && wake_ != nullptr) wake_();

@@ -21,22 +21,27 @@ class MemoryMoverFaults {
  public:
   // True: batches wait until it is false.
   void Hold(bool held);
-  // Whether one waits.
+  // Likewise calls of Queue.
+  void HoldCalls(bool held);
+  // Whether one of either waits.
   bool holds() const { return waiting_ > 0; }
   // One bit of the next copied page is wrong.
   void DamageNextCopy() { damage_next_ = true; }
   // Nobody can map others' memory.
   void RefuseMaps() { refuse_maps_ = true; }
-  // The device fails with the next batch.
+  // The device fails with the next batch; for good.
   void FailNextBatch() { fail_next_ = true; }
+  void Fail() { fail_ = true; }
 
  private:
   friend class MemoryMover;
+  void WaitWhile(const bool* held);
+
   std::mutex mutex_;
   std::condition_variable released_;
-  bool held_ = false;  // guarded by mutex_
+  bool held_ = false, calls_held_ = false;  // guarded by mutex_
   std::atomic<int> waiting_{0};
-  std::atomic<bool> damage_next_{false}, refuse_maps_{false}, fail_next_{false};
+  std::atomic<bool> damage_next_{false}, refuse_maps_{false}, fail_next_{false}, fail_{false};
 };
 
 // Memory as AllocateShareable of a GPU gives it: zero-filled, in two chunks where there is room.

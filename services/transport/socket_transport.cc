@@ -17,6 +17,7 @@
 #include "services/transport/socket_receiver.h"
 #include "services/transport/socket_sender.h"
 #include "services/transport/transfer_table.h"
+#include "services/transport/watched_mover.h"
 
 namespace sluice::transport {
 namespace {
@@ -39,6 +40,9 @@ class SocketTransport final : public KvTransport, KvSender, KvReceiver {
 
   KvSender& sender() override { return *this; }
   KvReceiver& receiver() override { return *this; }
+  absl::Status CheckDevice(absl::Duration limit) override {
+    return watch_.Check(limit, SteadyNow());
+  }
 
   const std::string& endpoint() const override { return endpoint_; }
   uint64_t incarnation() const override { return context_.incarnation; }
@@ -61,17 +65,18 @@ class SocketTransport final : public KvTransport, KvSender, KvReceiver {
  private:
   void Wake();
   void Run();
-  bool HandleEvents(absl::Duration timeout);
+  bool HandleEvents(absl::Span<const Poller::Event> events);
   void Shutdown();
 
-  const SessionContext context_;
   const std::string host_;
   const FileDescriptor wake_{eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
+  std::atomic<bool> woken_{false};
+  DeviceWatch watch_;
   std::string endpoint_;
   const std::unique_ptr<PageMover> mover_;  // before those who use it, behind what it wakes
+  const SessionContext context_;
   LeaseTable leases_;
   TransferTable transfers_;
-  std::atomic<bool> woken_{false};
   std::atomic<bool> stop_{false};
 
   // Of the thread, once it runs.
@@ -84,12 +89,14 @@ class SocketTransport final : public KvTransport, KvSender, KvReceiver {
 };
 
 SocketTransport::SocketTransport(SocketOptions options)
-    : context_{.layout = options.memory.layout,
+    : host_(std::move(options.host)),
+      mover_(options.mover == nullptr
+                 ? nullptr
+                 : std::make_unique<WatchedMover>(std::move(options.mover), &watch_)),
+      context_{.layout = options.memory.layout,
                .incarnation = options.incarnation,
                .checksums = options.checksums,
-               .mover = options.mover.get()},
-      host_(std::move(options.host)),
-      mover_(std::move(options.mover)),
+               .mover = mover_.get()},
       leases_(options.memory, options.incarnation, [this] { Wake(); }),
       transfers_(options.memory, context_.mover != nullptr ? kDeviceLimits : TransferLimits{},
                  [this] { Wake(); }),
@@ -152,7 +159,9 @@ void SocketTransport::Run() {
   absl::Time last_tick = SteadyNow(), last_work = last_tick;
   absl::Duration sleep;
   while (!stop_) {
-    bool worked = HandleEvents(sleep);
+    const absl::Span<const Poller::Event> events = poller_.Wait(sleep);
+    const DeviceWatch::Mark pass = watch_.Begin("a pass of its thread");
+    bool worked = HandleEvents(events);
     const absl::Time now = SteadyNow();
     if (now - last_tick >= kTick) {
       // Time in which this thread did not run is nobody else's silence.
@@ -166,6 +175,7 @@ void SocketTransport::Run() {
     worked |= sender_.Pump();
     leases_.RunReady();
     transfers_.RunEnded();
+    watch_.End(pass);
     if (worked) last_work = now;
     if (now - last_work < kSpin) {
       sleep = absl::ZeroDuration();
@@ -176,8 +186,7 @@ void SocketTransport::Run() {
   Shutdown();
 }
 
-bool SocketTransport::HandleEvents(absl::Duration timeout) {
-  const absl::Span<const Poller::Event> events = poller_.Wait(timeout);
+bool SocketTransport::HandleEvents(absl::Span<const Poller::Event> events) {
   const absl::Time now = SteadyNow();
   for (const Poller::Event& event : events) {
     switch (event.owner) {
