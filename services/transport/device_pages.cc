@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "services/base/log.h"
 #include "services/transport/page_checksum.h"
@@ -11,26 +12,13 @@
 namespace sluice::transport {
 namespace {
 
-constexpr size_t kBatchesAtOnce = 4;  // of one connection
-constexpr int64_t kStagingBytes = 16 << 20;
-constexpr int64_t kSlotsMin = 4;
-constexpr int64_t kSlotsMax = 1024;
-constexpr int64_t kAlignment = 128;
+constexpr size_t kBatchesAtOnce = 4;        // of one connection
+constexpr size_t kStagingBytes = 16 << 20;  // the same
+constexpr size_t kSlotsMin = 4;
+constexpr size_t kSlotsMax = 1024;
+constexpr size_t kAlignment = 128;
 
 }  // namespace
-
-absl::StatusOr<Staging> Staging::Create(PageMover* mover, const KvLayout& layout) {
-  const int64_t slot_bytes = (layout.page_bytes() + kAlignment - 1) / kAlignment * kAlignment;
-  const int64_t slots = std::clamp(kStagingBytes / slot_bytes, kSlotsMin, kSlotsMax);
-  Staging staging;
-  SLUICE_ASSIGN_OR_RETURN(staging.memory_,
-                          mover->AllocateStaging(static_cast<size_t>(slots * slot_bytes)));
-  staging.quarter_ = static_cast<size_t>(slots) / 4;
-  for (int64_t slot = slots - 1; slot >= 0; --slot) {
-    staging.free_.push_back(staging.memory_.As<std::byte>() + slot * slot_bytes);
-  }
-  return staging;
-}
 
 std::byte* Staging::Take() {
   std::byte* const slot = free_.back();
@@ -38,14 +26,39 @@ std::byte* Staging::Take() {
   return slot;
 }
 
-// --- Out ---
+StagingPool::StagingPool(PageMover* mover, const KvLayout& layout, size_t bytes_max)
+    : mover_(*mover),
+      slot_bytes_((static_cast<size_t>(layout.page_bytes()) + kAlignment - 1) / kAlignment *
+                  kAlignment),
+      slots_(std::clamp(kStagingBytes / slot_bytes_, kSlotsMin, kSlotsMax)),
+      count_max_(std::max<size_t>(1, bytes_max / (slots_ * slot_bytes_))) {}
 
-absl::StatusOr<bool> DevicePagesOut::Work() {
-  const size_t done = done_.size();
-  SLUICE_RETURN_IF_ERROR(Collect());
-  SLUICE_ASSIGN_OR_RETURN(const bool started, Start());
-  return started || done_.size() > done;
+absl::StatusOr<Staging> StagingPool::Take() {
+  const size_t bytes = slots_ * slot_bytes_;
+  if (unused_.empty()) {
+    if (count_ >= count_max_) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("all pinned memory for KV is in use: ", count_, " connections have ", bytes,
+                       " bytes each"));
+    }
+    SLUICE_ASSIGN_OR_RETURN(DeviceBuffer memory, mover_.AllocateStaging(bytes));
+    unused_.push_back(std::move(memory));
+    ++count_;
+  }
+  DeviceBuffer memory = std::move(unused_.back());
+  unused_.pop_back();
+  Staging staging;
+  staging.memory_ = {.memory = std::shared_ptr<void>(
+                         memory.memory.get(), [this, memory](void*) { unused_.push_back(memory); }),
+                     .bytes = bytes};
+  staging.quarter_ = slots_ / 4;
+  for (size_t slot = slots_; slot > 0; --slot) {
+    staging.free_.push_back(staging.memory_.As<std::byte>() + (slot - 1) * slot_bytes_);
+  }
+  return staging;
 }
+
+// --- Out ---
 
 absl::Status DevicePagesOut::Collect() {
   while (!batches_.empty()) {
@@ -109,15 +122,24 @@ std::optional<DevicePagesOut::Page> DevicePagesOut::Next() {
 }
 
 void DevicePagesOut::Fail(const absl::Status& status) {
-  for (Batch& batch : batches_) {
-    batch.copies.reset();  // waits
-    for (const Page& page : batch.pages) transfers_.Sent(page.job, status);
-  }
-  batches_.clear();
+  failure_ = status;
   for (const Page& page : done_) {
     if (page.staged == nullptr) transfers_.Sent(page.job, status);
   }
   done_.clear();
+}
+
+bool DevicePagesOut::Settle(bool wait) {
+  for (; !batches_.empty(); batches_.pop_front()) {
+    Batch& batch = batches_.front();
+    if (!wait) {
+      const absl::StatusOr<bool> there = batch.copies->Done();
+      if (there.ok() && !*there) return false;
+    }
+    batch.copies.reset();  // waits, unless it is done or failed
+    for (const Page& page : batch.pages) transfers_.Sent(page.job, failure_);
+  }
+  return true;
 }
 
 // --- In ---

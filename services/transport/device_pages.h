@@ -31,8 +31,6 @@ namespace sluice::transport {
 // while others are emptied.
 class Staging {
  public:
-  static absl::StatusOr<Staging> Create(PageMover* mover, const KvLayout& layout);
-
   bool HasFree() const { return !free_.empty(); }
   size_t free() const { return free_.size(); }
   size_t quarter() const { return quarter_; }
@@ -41,9 +39,32 @@ class Staging {
   void Return(std::byte* slot) { free_.push_back(slot); }
 
  private:
+  friend class StagingPool;
   DeviceBuffer memory_;
   std::vector<std::byte*> free_;
   size_t quarter_ = 0;
+};
+
+// The pinned memory of all connections of a process. What a connection leaves is kept for another:
+// to give it back to the system waits for all that the device does.
+class StagingPool {
+ public:
+  static constexpr size_t kBytesMax = size_t{4} << 30;
+
+  // `mover` must outlive the pool, and the pool what it gives. `bytes_max`: of all, or what one
+  // takes.
+  StagingPool(PageMover* mover, const KvLayout& layout, size_t bytes_max = kBytesMax);
+
+  // ResourceExhausted: all is in use. Else as the mover's.
+  absl::StatusOr<Staging> Take();
+
+ private:
+  PageMover& mover_;
+  const size_t slot_bytes_;
+  const size_t slots_;
+  const size_t count_max_;
+  size_t count_ = 0;  // with those in use
+  std::vector<DeviceBuffer> unused_;
 };
 
 // A sender's pages: taken from the table, summed (and staged), given out in order.
@@ -56,8 +77,10 @@ class DevicePagesOut {
   // Once, before Work: from now on pages are staged.
   void StageIn(Staging staging) { staging_.emplace(std::move(staging)); }
 
-  // Takes pages and looks which are done; true: there was something.
-  absl::StatusOr<bool> Work();
+  // Looks which pages are done.
+  absl::Status Collect();
+  // Takes as many as make a batch; true: there was something.
+  absl::StatusOr<bool> Start();
 
   struct Page {
     TransferTable::Job job;  // with its checksum
@@ -68,17 +91,16 @@ class DevicePagesOut {
   std::optional<Page> Next();
   void Return(const Page& page) { staging_->Return(page.staged); }
 
-  // Waits for copies, and gives back what is not out.
+  // From now on nothing is taken, and what is not out is given back: what is in flight by Settle.
   void Fail(const absl::Status& status);
+  // After Fail. False: copies are in flight still. `wait`: until none is.
+  bool Settle(bool wait);
 
  private:
   struct Batch {
     std::vector<Page> pages;
     std::unique_ptr<PageBatch> copies;
   };
-
-  absl::Status Collect();
-  absl::StatusOr<bool> Start();
 
   PageMover& mover_;
   TransferTable& transfers_;
@@ -87,6 +109,7 @@ class DevicePagesOut {
   std::optional<Staging> staging_;
   std::deque<Batch> batches_;
   std::deque<Page> done_;
+  absl::Status failure_;
 };
 
 // A receiver's pages: copied into the leased ones, summed there, and told to the lease table.

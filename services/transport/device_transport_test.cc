@@ -1,6 +1,8 @@
 // KV transfer between memories that the processor does not reach, with an in-memory twin of the
 // device: what holds of copies that are in flight when something else happens.
+#include <algorithm>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <utility>
@@ -147,6 +149,24 @@ TEST_P(DeviceTransportTest, AnAbortedTransferWaitsForItsOwnDevice) {
   EXPECT_EQ(sender().sender_stats().outstanding_bytes, 0);
 }
 
+// What the sender's device still has to do for a receiver that is gone is nobody else's business.
+TEST_P(DeviceTransportTest, AReceiverThatGoesHoldsNothingUp) {
+  sender_device().Hold(true);
+  Side other(&network_, kLayout, 33);
+  Begin({1, 2});
+  WaitUntilItHolds(sender_device());
+  to_.reset();
+  const absl::Time end = absl::Now() + kPatience;
+  while (sender().sender_stats().peers_lost == 0 && absl::Now() < end) std::this_thread::yield();
+  Box<absl::Status> empty;
+  from_->Begin(other.MakeLease(2, 0, {}), empty);
+  EXPECT_EQ(empty.Wait(), absl::OkStatus());
+  EXPECT_FALSE(sent_.Has()) << "its pages are read still";
+  sender_device().Hold(false);
+  EXPECT_EQ(CodeOf(sent_), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(sender().sender_stats().outstanding_bytes, 0);
+}
+
 TEST_P(DeviceTransportTest, AReceiverWhoseDeviceFailsSaysSo) {
   receiver_device().FailNextBatch();
   Begin({1});
@@ -209,6 +229,80 @@ TEST(MixedTransportTest, DevicesAndProcessorsSendToEachOther) {
           absl::OkStatus());
       EXPECT_EQ(sent.Wait(), absl::OkStatus());
       ExpectArrived(from, to, lease, 2);
+    }
+  }
+}
+
+// Writes down for whom its batches are.
+class OrderedMover final : public PageMover {
+ public:
+  OrderedMover(std::vector<uint32_t>* order, std::shared_ptr<MemoryMoverFaults> faults)
+      : order_(*order), mover_(std::move(faults)) {}
+  void SetWake(std::function<void()> wake) override { mover_.SetWake(std::move(wake)); }
+  absl::StatusOr<DeviceBuffer> AllocateStaging(size_t bytes) override {
+    return mover_.AllocateStaging(bytes);
+  }
+  absl::StatusOr<DeviceBuffer> Map(const MemoryHandle& handle) override {
+    return mover_.Map(handle);
+  }
+  bool HasRoom() const override { return mover_.HasRoom(); }
+  absl::StatusOr<std::unique_ptr<PageBatch>> Queue(absl::Span<const PageCopy> copies,
+                                                   StreamPoint after) override {
+    order_.push_back(copies.front().key.offset);
+    return mover_.Queue(copies, after);
+  }
+
+ private:
+  std::vector<uint32_t>& order_;
+  MemoryMover mover_;
+};
+
+// More peers than a device has room for batches: who has had one waits until all others have.
+TEST(ManyPeersTest, ADeviceServesThemInTurn) {
+  constexpr KvLayout kLarge{.layers = 64, .pages = 32, .page_rows = 1, .row_bytes = 8};
+  constexpr uint64_t kPeers = 12;
+  const auto faults = std::make_shared<MemoryMoverFaults>();
+  std::vector<uint32_t> order;
+  DeviceNetwork network(Medium::kBest);
+  Pool pool(kLarge, 11);
+  std::vector<std::unique_ptr<Side>> peers;
+  std::vector<uint32_t> pages(kLarge.pages);
+  std::iota(pages.begin(), pages.end(), 0u);
+  {
+    const auto from = *MakeSocketTransport({.memory = pool.memory(),
+                                            .mover = std::make_unique<OrderedMover>(&order, faults),
+                                            .incarnation = 11});
+    const auto send = [&](uint64_t lease_id, Side& to, const std::vector<uint32_t>& pages) {
+      const v1::Lease lease = to.MakeLease(lease_id, 0, pages);
+      const auto rows = static_cast<int64_t>(pages.size());
+      EXPECT_EQ(to.Open(lease, rows, {}), absl::OkStatus());
+      Box<absl::Status> sent;
+      const auto transfer = from->sender().Begin(
+          lease, kPatience,
+          [sent](TransferId, const absl::Status& status) mutable { sent.Put(status); });
+      EXPECT_EQ(from->sender().Write(*transfer, AllWrites(kLarge, lease, 1)), absl::OkStatus());
+      return sent;
+    };
+    for (uint64_t i = 0; i < kPeers; ++i) {
+      Side& to = *peers.emplace_back(std::make_unique<Side>(&network, kLarge, 20 + i));
+      EXPECT_EQ(CodeOf(send(100 + i, to, {0})), absl::StatusCode::kOk);  // it is connected
+      ASSERT_EQ(to.transport->receiver().Close(100 + i, kPatience), absl::OkStatus());
+    }
+    order.clear();
+    faults->Hold(true);
+    std::vector<Box<absl::Status>> sent;
+    for (uint64_t i = 0; i < kPeers; ++i) sent.push_back(send(1 + i, *peers[i], pages));
+    faults->Hold(false);
+    for (const Box<absl::Status>& box : sent) EXPECT_EQ(CodeOf(box), absl::StatusCode::kOk);
+  }
+  EXPECT_EQ(order.size(), kPeers * 4);
+  // The first three were queued while not all had something to send.
+  for (auto batch = order.begin() + 3; batch < order.end(); ++batch) {
+    const auto next = std::find(batch + 1, order.end(), *batch);
+    for (auto other = next; other < order.end(); ++other) {
+      EXPECT_TRUE(std::find(batch, next, *other) != next)
+          << "batch " << next - order.begin() << " is for whom batch " << batch - order.begin()
+          << " was for, and somebody else waits";
     }
   }
 }

@@ -60,6 +60,7 @@ enum class Verdict : uint64_t {
   kOtherIncarnation = 1,
   kOtherLayout = 2,
   kCannotMap = 3,  // the pool; a hello with a ring may follow
+  kNoStaging = 4,  // memory for pages that come through the host
 };
 struct Welcome {
   static constexpr MessageType kType = MessageType::kWelcome;

@@ -4,11 +4,29 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "kernels/base/status.h"
 #include "services/base/log.h"
 #include "services/transport/page_checksum.h"
 
 namespace sluice::transport {
+namespace {
+
+// Who connects again and again fills no log.
+class WarnNowAndThen {
+ public:
+  void operator()(absl::string_view message, const absl::Status& reason) {
+    const absl::Time now = absl::Now();
+    if (now - last_ < absl::Seconds(10)) return;
+    last_ = now;
+    LogWarn(message, {{"reason", reason}});
+  }
+
+ private:
+  absl::Time last_ = absl::InfinitePast();
+};
+
+}  // namespace
 
 absl::Status ReceiveSession::Arrived(size_t bytes, std::vector<FileDescriptor> passed,
                                      absl::Time now, std::string* out) {
@@ -22,17 +40,13 @@ absl::Status ReceiveSession::Arrived(size_t bytes, std::vector<FileDescriptor> p
   return Read(now, out);
 }
 
-absl::Status ReceiveSession::Poll(absl::Time now, std::string* out) {
-  size_t count = 0;
-  do {
-    count = device_->Collect(now, [&](const PageHeader& header, Answer answer) {
-      if (answer == Answer::kTaken) return;
-      AppendMessage(AnswerMessage{.transfer = header.transfer, .answer = answer}, out);
-    });
-    if (pool_.memory != nullptr) consumed_ += count;
-    SLUICE_RETURN_IF_ERROR(Read(now, out));
-  } while (count > 0);
-  return absl::OkStatus();
+size_t ReceiveSession::Collect(absl::Time now, std::string* out) {
+  const size_t count = device_->Collect(now, [&](const PageHeader& header, Answer answer) {
+    if (answer == Answer::kTaken) return;
+    AppendMessage(AnswerMessage{.transfer = header.transfer, .answer = answer}, out);
+  });
+  if (pool_.memory != nullptr) consumed_ += count;
+  return count;
 }
 
 void ReceiveSession::End(absl::Time now) {
@@ -89,7 +103,12 @@ absl::StatusOr<Verdict> ReceiveSession::Take(const Hello& hello) {
   if (shares_memory_ && passed_.empty()) {
     return absl::InvalidArgumentError("a hello without memory");
   }
-  if (shares_memory_ && hello.pool_pages > 0) return MapPool(hello);
+  if (shares_memory_ && hello.pool_pages > 0) {
+    if (pool_refused_) return absl::InvalidArgumentError("a second pool");
+    const Verdict verdict = MapPool(hello);
+    pool_refused_ = verdict != Verdict::kWelcome;
+    return verdict;
+  }
   if (shares_memory_) {
     if (passed_.size() != 1) return absl::InvalidArgumentError("a ring in several pieces");
     SLUICE_ASSIGN_OR_RETURN(auto ring,
@@ -99,8 +118,12 @@ absl::StatusOr<Verdict> ReceiveSession::Take(const Hello& hello) {
     reader_.ExpectPages(static_cast<size_t>(layout.page_bytes()));
   }
   if (device_.has_value()) {
-    absl::StatusOr<Staging> staging = Staging::Create(context_.mover, layout);
-    if (!staging.ok()) return absl::InvalidArgumentError(staging.status().message());
+    absl::StatusOr<Staging> staging = context_.staging->Take();
+    if (!staging.ok()) {
+      thread_local WarnNowAndThen warn;
+      warn("KV from a sender cannot be taken", staging.status());
+      return Verdict::kNoStaging;
+    }
     device_->StageIn(*std::move(staging));
   }
   return Verdict::kWelcome;
@@ -117,8 +140,8 @@ Verdict ReceiveSession::MapPool(const Hello& hello) {
   for (const FileDescriptor& chunk : passed_) handle.descriptors.push_back(chunk.get());
   absl::StatusOr<DeviceBuffer> pool = context_.mover->Map(handle);
   if (!pool.ok()) {
-    LogWarn("KV comes through the host: a sender's memory cannot be mapped",
-            {{"reason", pool.status()}});
+    thread_local WarnNowAndThen warn;
+    warn("KV comes through the host: a sender's memory cannot be mapped", pool.status());
     return Verdict::kCannotMap;
   }
   pool_ = *std::move(pool);

@@ -27,7 +27,8 @@ struct SessionContext {
   KvLayout layout;
   uint64_t incarnation = 0;
   bool checksums = true;
-  PageMover* mover = nullptr;  // null: the processor reaches the KV memory itself
+  PageMover* mover = nullptr;      // null: the processor reaches the KV memory itself
+  StagingPool* staging = nullptr;  // null with the mover
 };
 
 class ReceiveSession {
@@ -49,19 +50,20 @@ class ReceiveSession {
   // False: copies must end first, or the connection has ended.
   bool may_read() const { return !ended_ && (!device_.has_value() || device_->HasRoom()); }
 
-  // Whether copies are in flight: then Poll must be called every now and then, also when the
-  // connection has ended. Errors as Arrived.
+  // Whether copies are in flight: then Collect must be called every now and then, also when the
+  // connection has ended. Gives the number of pages that are done.
   bool busy() const { return device_.has_value() && device_->busy(); }
-  absl::Status Poll(absl::Time now, std::string* out);
+  size_t Collect(absl::Time now, std::string* out);
+  // Acts on what has come and had to wait. Errors as Arrived.
+  absl::Status Read(absl::Time now, std::string* out);
   // The connection has ended, or is to be: what has come and was not acted on is forgotten. Copies
-  // in flight go on until Poll finds them done.
+  // in flight go on until Collect finds them done.
   void End(absl::Time now);
 
   // Whether it said a hello that fits.
   bool welcome() const { return welcome_; }
 
  private:
-  absl::Status Read(absl::Time now, std::string* out);
   absl::Status On(const Message& message, absl::Time now, std::string* out);
   absl::Status OnHello(const Hello& hello, std::string* out);
   absl::StatusOr<Verdict> Take(const Hello& hello);
@@ -83,6 +85,7 @@ class ReceiveSession {
   std::optional<DevicePagesIn> device_;  // behind what it reads from
   bool ended_ = false;
   bool greeted_ = false;
+  bool pool_refused_ = false;
   bool welcome_ = false;
   uint64_t consumed_ = 0;  // pages
   uint64_t consumed_told_ = 0;

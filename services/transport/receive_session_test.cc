@@ -36,7 +36,10 @@ class ReceiveSessionTest : public testing::Test {
 
   void Restart(PageMover* mover) {
     session_.reset();
-    context_ = {.layout = kLayout, .incarnation = 1, .mover = mover};
+    context_ = {.layout = kLayout,
+                .incarnation = 1,
+                .mover = mover,
+                .staging = mover ? &staging_ : nullptr};
     session_.emplace(&context_, &leases_, /*shares_memory=*/true);
   }
   Hello PoolHello() const {
@@ -65,6 +68,7 @@ class ReceiveSessionTest : public testing::Test {
   Pool from_{kLayout, 1}, to_{kLayout, 2};
   const std::shared_ptr<MemoryMoverFaults> faults_ = std::make_shared<MemoryMoverFaults>();
   MemoryMover mover_{faults_};
+  StagingPool staging_{&mover_, kLayout, /*bytes_max=*/1};  // of one connection
   LeaseTable leases_;
   SessionContext context_;
   std::optional<ReceiveSession> session_;
@@ -99,6 +103,31 @@ TEST_F(ReceiveSessionTest, PoolsThatCannotBeMappedAreRefusedAndARingIsTakenInste
     EXPECT_EQ(said_, Bytes(Welcome{}));
     EXPECT_TRUE(session_->welcome());
   }
+}
+
+// To map one takes the driver a while.
+TEST_F(ReceiveSessionTest, WhosePoolWasRefusedOffersNoOther) {
+  faults_->RefuseMaps();
+  ASSERT_EQ(Hear(Bytes(PoolHello()), Chunks()), absl::OkStatus());
+  EXPECT_EQ(said_, Bytes(Welcome{.verdict = Verdict::kCannotMap}));
+  EXPECT_EQ(Hear(Bytes(PoolHello()), Chunks()).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ReceiveSessionTest, WhoFindsNoPinnedMemoryIsToldSo) {
+  const SharedRing ring = *SharedRing::Create(kLayout);
+  Hello with_ring = PoolHello();
+  with_ring.pool_pages = 0;
+  with_ring.ring_slots = ring.slots();
+  const auto greet = [&] { return Hear(Bytes(with_ring), Duplicate({ring.descriptor()})); };
+  std::optional<Staging> other = *staging_.Take();
+  ASSERT_EQ(greet(), absl::OkStatus());
+  EXPECT_EQ(said_, Bytes(Welcome{.verdict = Verdict::kNoStaging}));
+  EXPECT_FALSE(session_->welcome());
+  EXPECT_EQ(greet().code(), absl::StatusCode::kInvalidArgument) << "greeted already";
+  other.reset();
+  Restart(&mover_);
+  ASSERT_EQ(greet(), absl::OkStatus());
+  EXPECT_EQ(said_, Bytes(Welcome{}));
 }
 
 TEST_F(ReceiveSessionTest, APoolComesWithItsMemory) {
@@ -176,7 +205,7 @@ TEST_F(ReceiveSessionTest, AfterTheEndOnlyCopiesInFlightAreFinished) {
   ASSERT_TRUE(session_->busy());
   EXPECT_EQ(leases_.Close(5, absl::ZeroDuration()).code(), absl::StatusCode::kDeadlineExceeded);
   faults_->Hold(false);
-  while (session_->busy()) ASSERT_EQ(session_->Poll(absl::UnixEpoch(), &said_), absl::OkStatus());
+  while (session_->busy()) session_->Collect(absl::UnixEpoch(), &said_);
   EXPECT_EQ(leases_.Close(5, absl::ZeroDuration()), absl::OkStatus());
 }
 

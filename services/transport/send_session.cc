@@ -15,7 +15,7 @@ constexpr int kPagesAtOnce = 16;     // between two looks at what has come
 constexpr int kPagesPerMessage = 4;  // of a ring: the receiver begins while more are copied
 constexpr int kPagesOfPool = 256;    // told of between two looks: their messages are small
 constexpr absl::Duration kPingEvery = absl::Milliseconds(200);
-// Until a receiver that answers has read pages that it was told of: its own steps come between.
+// Until a receiver that answers has read a page that it was told of: its own steps come between.
 constexpr absl::Duration kReadWithin = absl::Seconds(5);
 
 template <typename T>
@@ -61,11 +61,15 @@ absl::Status SendSession::Greet(SocketLink* link) {
     hello.pool_bytes = pool_->bytes;
     link->QueueDescriptors(pool_->descriptors);
   } else if (device_.has_value()) {
-    SLUICE_ASSIGN_OR_RETURN(Staging staging, Staging::Create(context_.mover, layout));
+    SLUICE_ASSIGN_OR_RETURN(Staging staging, context_.staging->Take());
     device_->StageIn(std::move(staging));
   }
   Queue(hello, link);
   return absl::OkStatus();
+}
+
+absl::Status SendSession::Collect() {
+  return device_.has_value() ? device_->Collect() : absl::OkStatus();
 }
 
 absl::StatusOr<bool> SendSession::Pump(SocketLink* link) {
@@ -82,7 +86,7 @@ absl::StatusOr<bool> SendSession::Pump(SocketLink* link) {
 }
 
 absl::StatusOr<bool> SendSession::PumpDevice(SocketLink* link) {
-  SLUICE_ASSIGN_OR_RETURN(bool worked, device_->Work());
+  SLUICE_ASSIGN_OR_RETURN(bool worked, device_->Start());
   for (int i = 0; i < kPagesOfPool && SendFromDevice(link); ++i) worked = true;
   SLUICE_RETURN_IF_ERROR(link->Flush());
   return worked;
@@ -105,7 +109,7 @@ bool SendSession::SendFromDevice(SocketLink* link) {
       link);
   if (pool_ != nullptr) {
     ++shared_;
-    unread_.push_back(job);
+    unread_.push_back({.job = job, .at = time_});
   } else if (ring_.has_value()) {
     std::memcpy(ring_->Slot(shared_++), page->staged, job.bytes.size());
     device_->Return(*page);
@@ -176,6 +180,9 @@ absl::Status SendSession::On(const Message& message) {
       return absl::FailedPreconditionError(
           "the receiver's KV has another layout (layers, rows of a page or bytes of a row)");
     }
+    if (verdict == Verdict::kNoStaging) {
+      return absl::UnavailableError("the receiver has no pinned memory for another sender");
+    }
     if (verdict == Verdict::kCannotMap && pool_ != nullptr) {
       pool_.reset();
       greet_again_ = true;
@@ -193,9 +200,8 @@ absl::Status SendSession::On(const Message& message) {
     }
     for (; consumed_ < pages; ++consumed_) {
       if (pool_ == nullptr) continue;
-      transfers_.Sent(unread_.front(), absl::OkStatus());
+      transfers_.Sent(unread_.front().job, absl::OkStatus());
       unread_.pop_front();
-      unread_for_ = absl::ZeroDuration();
     }
     return absl::OkStatus();
   }
@@ -211,14 +217,14 @@ absl::Status SendSession::On(const Message& message) {
 
 absl::Status SendSession::Tick(absl::Duration since_last, absl::Duration silence_max,
                                SocketLink* link) {
+  time_ += since_last;
   if (!transfers_.Busy(peer_.id)) {
     silence_ = since_ping_ = absl::ZeroDuration();
     return absl::OkStatus();
   }
-  unread_for_ = unread_.empty() ? absl::ZeroDuration() : unread_for_ + since_last;
-  if (unread_for_ >= kReadWithin) {
-    return absl::UnavailableError(
-        absl::StrCat("the receiver has not read a page for ", absl::FormatDuration(unread_for_)));
+  if (!unread_.empty() && time_ - unread_.front().at >= kReadWithin) {
+    return absl::UnavailableError(absl::StrCat("the receiver has not read a page for ",
+                                               absl::FormatDuration(time_ - unread_.front().at)));
   }
   silence_ += since_last;
   since_ping_ += since_last;
@@ -235,7 +241,7 @@ absl::Status SendSession::Tick(absl::Duration since_last, absl::Duration silence
 
 void SendSession::Fail(const absl::Status& status) {
   if (device_.has_value()) device_->Fail(status);
-  for (const TransferTable::Job& job : std::exchange(unread_, {})) transfers_.Sent(job, status);
+  for (const Told& told : std::exchange(unread_, {})) transfers_.Sent(told.job, status);
   if (job_.has_value()) transfers_.Sent(*std::exchange(job_, std::nullopt), status);
   transfers_.FailPeer(peer_.id, status);
 }

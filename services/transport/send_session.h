@@ -39,6 +39,8 @@ class SendSession {
 
   // Once, first. Errors: no memory for copies through the host.
   absl::Status Greet(SocketLink* link);
+  // Looks which copies are done. Then, in turn, Pump.
+  absl::Status Collect();
   // Sends what there is to send, but no more than a few pages; true: there was something.
   absl::StatusOr<bool> Pump(SocketLink* link);
 
@@ -49,8 +51,11 @@ class SendSession {
   // Every now and then. `since_last` does not count time in which this process did not run.
   absl::Status Tick(absl::Duration since_last, absl::Duration silence_max, SocketLink* link);
 
-  // The connection has ended: the transfers that went over it end with `status`.
+  // The connection has ended: the transfers that went over it end with `status`, those with copies
+  // in flight by Settle.
   void Fail(const absl::Status& status);
+  // After Fail. False: copies are in flight still. `wait`: until none is.
+  bool Settle(bool wait) { return !device_.has_value() || device_->Settle(wait); }
 
  private:
   absl::StatusOr<bool> PumpRing(SocketLink* link);
@@ -71,10 +76,14 @@ class SendSession {
   MessageReader reader_;
   bool greet_again_ = false;
   bool welcome_ = false;
-  uint64_t shared_ = 0;                       // pages put into the ring, or told of in the pool
-  uint64_t consumed_ = 0;                     // of them
-  std::deque<TransferTable::Job> unread_;     // of the pool, told of and not consumed
-  absl::Duration unread_for_;                 // since one was consumed
+  uint64_t shared_ = 0;    // pages put into the ring, or told of in the pool
+  uint64_t consumed_ = 0;  // of them
+  struct Told {
+    TransferTable::Job job;
+    absl::Duration at;  // of time_
+  };
+  std::deque<Told> unread_;                   // of the pool, told of and not consumed
+  absl::Duration time_;                       // of all ticks
   std::optional<DevicePagesOut::Page> page_;  // staged, on its way into the socket
   std::optional<TransferTable::Job> job_;     // on its way into the socket
   absl::Duration silence_;                    // while something was asked of the receiver

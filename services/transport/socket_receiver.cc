@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "kernels/base/status.h"
 #include "services/base/log.h"
+#include "services/transport/turns.h"
 
 namespace sluice::transport {
 namespace {
@@ -131,23 +132,24 @@ void SocketReceiver::Admit(FileDescriptor socket, bool shares_memory) {
 absl::Status SocketReceiver::Serve(uint64_t id, Connection* connection, absl::Time now) {
   SocketLink& link = connection->link;
   SLUICE_RETURN_IF_ERROR(link.Flush());
-  std::string out;
   if (MayRead(*connection)) {
     std::vector<FileDescriptor> passed;
     SLUICE_ASSIGN_OR_RETURN(const size_t bytes, link.Read(connection->session.Room(), &passed));
-    SLUICE_RETURN_IF_ERROR(connection->session.Arrived(bytes, std::move(passed), now, &out));
+    SLUICE_RETURN_IF_ERROR(
+        connection->session.Arrived(bytes, std::move(passed), now, &connection->out));
     if (connection->session.welcome()) strangers_.erase(id);
   }
-  return Answer(id, connection, out);
+  return Answer(id, connection);
 }
 
 bool SocketReceiver::MayRead(const Connection& connection) {
   return connection.link.queued_bytes() < kOutputMax && connection.session.may_read();
 }
 
-absl::Status SocketReceiver::Answer(uint64_t id, Connection* connection, const std::string& out) {
+absl::Status SocketReceiver::Answer(uint64_t id, Connection* connection) {
   SocketLink& link = connection->link;
-  link.Queue(out);
+  link.Queue(connection->out);
+  connection->out.clear();
   SLUICE_RETURN_IF_ERROR(link.Flush());
   const uint32_t interest =
       (MayRead(*connection) ? EPOLLIN : 0u) | (link.output_queued() ? EPOLLOUT : 0u);
@@ -160,25 +162,32 @@ absl::Status SocketReceiver::Answer(uint64_t id, Connection* connection, const s
 
 void SocketReceiver::Pump(absl::Time now) {
   if (context_.mover == nullptr) return;
-  std::vector<std::pair<uint64_t, absl::Status>> lost;
-  copying_ = false;
-  for (auto& [id, connection] : connections_) {
-    if (!connection->session.busy()) continue;
-    std::string out;
-    absl::Status status = connection->session.Poll(now, &out);
-    if (status.ok()) status = Answer(id, connection.get(), out);
-    if (!status.ok()) lost.emplace_back(id, status);
-    copying_ |= connection->session.busy();
-  }
-  for (const auto& [id, status] : lost) Close(id, status);
-  for (auto& connection : leaving_) {
-    std::string unsaid;
-    (void)connection->session.Poll(now, &unsaid);
-  }
+  size_t collected = 0;
+  do {
+    // First of all, so that the room that there is then is shared out in turn.
+    collected = 0;
+    for (auto& [id, connection] : connections_) {
+      if (connection->session.busy()) {
+        collected += connection->session.Collect(now, &connection->out);
+        connection->copied = true;
+      }
+    }
+    std::vector<std::pair<uint64_t, absl::Status>> lost;
+    VisitInTurn(context_.mover, &connections_, &first_, [&](uint64_t id, Connection* connection) {
+      if (!std::exchange(connection->copied, false)) return;
+      absl::Status status = connection->session.Read(now, &connection->out);
+      if (status.ok()) status = Answer(id, connection);
+      if (!status.ok()) lost.emplace_back(id, status);
+    });
+    for (const auto& [id, status] : lost) Close(id, status);
+  } while (collected > 0);
+  for (auto& connection : leaving_) connection->session.Collect(now, &connection->out);
   leaving_.erase(std::remove_if(leaving_.begin(), leaving_.end(),
                                 [](const auto& gone) { return !gone->session.busy(); }),
                  leaving_.end());
-  copying_ |= !leaving_.empty();
+  copying_ = !leaving_.empty() ||
+             std::any_of(connections_.begin(), connections_.end(),
+                         [](const auto& entry) { return entry.second->session.busy(); });
 }
 
 void SocketReceiver::Close(uint64_t id, const absl::Status& status) {

@@ -8,12 +8,12 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "services/transport/lease_table.h"
@@ -52,13 +52,15 @@ class SocketReceiver {
     ReceiveSession session;
     uint32_t interest = 0;
     absl::Duration waited;  // for its hello
+    std::string out;        // to be queued
+    bool copied = false;    // had copies in flight as this pass began
   };
 
   void Accept(int listener, bool shares_memory);
   void Admit(FileDescriptor socket, bool shares_memory);
   absl::Status Serve(uint64_t id, Connection* connection, absl::Time now);
   static bool MayRead(const Connection& connection);
-  absl::Status Answer(uint64_t id, Connection* connection, const std::string& out);
+  absl::Status Answer(uint64_t id, Connection* connection);
   void Close(uint64_t id, const absl::Status& status);
   void Refused(const absl::Status& status);
   void Pause(bool pause);
@@ -68,7 +70,8 @@ class SocketReceiver {
   Poller& poller_;
   SocketEndpoint endpoint_;
   FileDescriptor tcp_, unix_;
-  absl::flat_hash_map<uint64_t, std::unique_ptr<Connection>> connections_;
+  std::map<uint64_t, std::unique_ptr<Connection>> connections_;
+  uint64_t first_ = 0;                                // whose turn it is
   std::set<uint64_t> strangers_;                      // without a hello that fits; the oldest first
   std::vector<std::unique_ptr<Connection>> leaving_;  // closed, with copies in flight
   bool copying_ = false;                              // as of the last Pump

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "services/transport/socket_address.h"
+#include "services/transport/turns.h"
 
 namespace sluice::transport {
 
@@ -31,16 +33,23 @@ bool SocketSender::Pump() {
     worked = true;
   }
   std::vector<std::pair<PeerId, absl::Status>> lost;
+  // First of all, so that the room that there is then is shared out in turn.
   for (auto& [id, connection] : connections_) {
+    absl::Status status = connection->session.Collect();
+    if (!status.ok()) lost.emplace_back(id, std::move(status));
+  }
+  for (const auto& [id, status] : std::exchange(lost, {})) Lose(id, status);
+  VisitInTurn(context_.mover, &connections_, &first_, [&](PeerId id, Connection* connection) {
     const absl::StatusOr<bool> pumped = connection->session.Pump(&connection->link);
     if (pumped.ok()) {
       worked |= *pumped;
-      WatchOutput(id, connection.get());
+      WatchOutput(id, connection);
     } else {
       lost.emplace_back(id, pumped.status());
     }
-  }
+  });
   for (const auto& [id, status] : lost) Lose(id, status);
+  Settle(/*wait=*/false);
   return worked;
 }
 
@@ -74,14 +83,23 @@ void SocketSender::Shutdown(const absl::Status& status) {
     transfers_.FailPeer(peer.id, status);
   }
   while (!connections_.empty()) Lose(connections_.begin()->first, status);
+  Settle(/*wait=*/true);
 }
 
 void SocketSender::Lose(PeerId id, const absl::Status& status) {
   const auto found = connections_.find(id);
-  const std::unique_ptr<Connection> connection = std::move(found->second);
+  std::unique_ptr<Connection> connection = std::move(found->second);
   connections_.erase(found);
   poller_.Remove(connection->link.socket());
   connection->session.Fail(status);
+  connection->link = SocketLink(FileDescriptor());
+  leaving_.push_back(std::move(connection));
+}
+
+void SocketSender::Settle(bool wait) {
+  leaving_.erase(std::remove_if(leaving_.begin(), leaving_.end(),
+                                [&](const auto& gone) { return gone->session.Settle(wait); }),
+                 leaving_.end());
 }
 
 void SocketSender::WatchOutput(PeerId id, Connection* connection) {

@@ -6,10 +6,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "services/transport/poller.h"
@@ -48,6 +49,7 @@ class SocketSender {
   absl::Status Read(Connection* connection);
   void WatchOutput(PeerId id, Connection* connection);
   void Lose(PeerId id, const absl::Status& status);
+  void Settle(bool wait);
 
   const SessionContext& context_;
   TransferTable& transfers_;
@@ -55,7 +57,9 @@ class SocketSender {
   const std::shared_ptr<const MemoryHandle> pool_;
   const Medium medium_;
   const absl::Duration silence_max_;
-  absl::flat_hash_map<PeerId, std::unique_ptr<Connection>> connections_;
+  std::map<PeerId, std::unique_ptr<Connection>> connections_;
+  PeerId first_ = 0;                                  // whose turn it is
+  std::vector<std::unique_ptr<Connection>> leaving_;  // lost, with copies in flight
 };
 
 }  // namespace sluice::transport

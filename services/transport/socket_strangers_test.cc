@@ -315,7 +315,12 @@ TEST_P(StrangersTest, NoDescriptorsLeft) {
   const SocketAddress address = shares_memory() ? SocketAddress::Unix(endpoint.unix_name)
                                                 : *SocketAddress::Ip(endpoint.host, endpoint.port);
   const FileDescriptor waiting(socket(address.family(), SOCK_STREAM | SOCK_CLOEXEC, 0));
-  files.rlim_cur = static_cast<rlim_t>(waiting.get());  // no descriptor above is free
+  // No descriptor above is to be free, and none below: accept holds one for a moment.
+  std::vector<FileDescriptor> below;
+  do {
+    below.emplace_back(dup(waiting.get()));
+  } while (below.back().get() < waiting.get());
+  files.rlim_cur = static_cast<rlim_t>(below.back().get());
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &files), 0);
   ASSERT_EQ(connect(waiting.get(), address.data(), address.size()), 0);
   EXPECT_TRUE(WaitUntil([&] { return stats().connections_refused >= 2; }));

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -74,6 +75,7 @@ class SocketTransport final : public KvTransport, KvSender, KvReceiver {
   DeviceWatch watch_;
   std::string endpoint_;
   const std::unique_ptr<PageMover> mover_;  // before those who use it, behind what it wakes
+  std::optional<StagingPool> staging_;
   const SessionContext context_;
   LeaseTable leases_;
   TransferTable transfers_;
@@ -96,7 +98,10 @@ SocketTransport::SocketTransport(SocketOptions options)
       context_{.layout = options.memory.layout,
                .incarnation = options.incarnation,
                .checksums = options.checksums,
-               .mover = mover_.get()},
+               .mover = mover_.get(),
+               .staging = mover_ == nullptr
+                              ? nullptr
+                              : &staging_.emplace(mover_.get(), options.memory.layout)},
       leases_(options.memory, options.incarnation, [this] { Wake(); }),
       transfers_(options.memory, context_.mover != nullptr ? kDeviceLimits : TransferLimits{},
                  [this] { Wake(); }),
