@@ -13,6 +13,7 @@ void KvPush::Add(uint64_t request, int64_t positions) {
   Sequence& sequence = sequences_[request];
   sequence.positions = positions;
   sequence.ready.assign(layers_, 0);
+  sequence.points.assign(layers_, {});
   sequence.sent.assign(layers_, 0);
 }
 
@@ -55,12 +56,12 @@ void KvPush::Drop(uint64_t request) {
 
 void KvPush::OnKvWritten(uint64_t step, int64_t layer, StreamPoint point) {
   const std::lock_guard lock(mutex_);
-  newest_point_ = point;
   for (const Chunk& chunk : chunks_) {
     if (chunk.step != step) continue;
     const auto it = sequences_.find(chunk.request);
     if (it == sequences_.end()) continue;
     it->second.ready[layer] = std::max(it->second.ready[layer], chunk.end);
+    it->second.points[layer] = point;
     Send(&it->second, layer);
   }
   if (layer + 1 < layers_) return;
@@ -82,7 +83,7 @@ void KvPush::Send(Sequence* sequence, int64_t layer) {
                        .index = index,
                        .page = sequence->pages[index],
                        .rows = end - sent,
-                       .after = newest_point_});
+                       .after = sequence->points[layer]});
     sent = end;
   }
   if (writes_.empty()) return;

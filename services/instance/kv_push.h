@@ -5,7 +5,8 @@
 // is handed to the transport at once. A page goes when it is full, the last one with its last row.
 // What was computed (or found in the prefix cache) before the lease came goes when it comes. On a
 // device that computes behind the engine's back, "written" means "once its stream has come to a
-// point": every page carries the newest one that was heard of when it was handed over.
+// point": every page carries that of the chunk that completed it in its layer, or of a later one of
+// its request; pages from the cache carry none, for whoever finds a page there finds it written.
 //
 // Threads: OnKvWritten on the engine's thread; everything else on the loop's thread. One mutex,
 // held for the writes of one layer at a time.
@@ -47,8 +48,9 @@ class KvPush final : public engine::LayerListener {
     bool granted = false;
     transport::TransferId transfer = 0;
     std::vector<int32_t> pages;
-    std::vector<int64_t> ready;  // by layer: positions [0, ready) are computed
-    std::vector<int64_t> sent;   // by layer: positions [0, sent) need not be handed over any more
+    std::vector<int64_t> ready;       // by layer: positions [0, ready) are computed
+    std::vector<StreamPoint> points;  // by layer: once the stream has come there
+    std::vector<int64_t> sent;  // by layer: positions [0, sent) need not be handed over any more
   };
   struct Chunk {
     uint64_t step = 0;
@@ -62,7 +64,6 @@ class KvPush final : public engine::LayerListener {
   transport::KvSender* const sender_;
   std::mutex mutex_;  // guards all below
   absl::flat_hash_map<uint64_t, Sequence> sequences_;
-  StreamPoint newest_point_;
   std::vector<Chunk> chunks_;                 // of steps not yet through all layers, oldest first
   std::vector<transport::PageWrite> writes_;  // of one call of Send
 };
