@@ -64,10 +64,7 @@ Instance::Instance(const InstanceOptions& options, engine::Engine* engine,
   heartbeat_ = core_->MakeHeartbeat(clock->Now());
 }
 
-Instance::~Instance() {
-  Stop();
-  engine_->SetLayerListener(nullptr);
-}
+Instance::~Instance() { Stop(); }
 
 CorePorts Instance::MakePorts(transport::KvTransport* transport) {
   CorePorts ports{.routers = &outbox_};
@@ -105,6 +102,8 @@ void Instance::Stop() {
   changed_.notify_all();
   if (waiter_.joinable()) waiter_.join();
   if (heart_.joinable()) heart_.join();
+  // A step that did not end may do so yet: the transport need not be there any more.
+  engine_->SetLayerListener(nullptr);
 }
 
 // --- From outside ---

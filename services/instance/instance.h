@@ -68,8 +68,8 @@ class Instance final : public RouterListener {
   void BeginDrain();
   // Returns when it has drained (Ok) or the engine has failed; DeadlineExceeded before that.
   absl::Status WaitUntilDone(absl::Duration timeout);
-  // Ends the threads. No event is looked at any more. Waits for the steps in flight, for each no
-  // longer than StepLimit().
+  // Ends the threads. No event is looked at any more, and the transport is not used. Waits for the
+  // steps in flight, for each no longer than StepLimit().
   void Stop();
 
   bool ready() const;

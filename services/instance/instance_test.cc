@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "services/engine/fake_backend.h"
+#include "services/instance/fake_transport.h"
 #include "services/instance/local_cluster.h"
 #include "services/transport/memory_mover.h"
 #include "services/transport/socket_transport.h"
@@ -115,6 +116,56 @@ TEST_F(InstanceTest, AStepThatDoesNotEndIsAFailureOfTheEngine) {
   EXPECT_FALSE(cluster.decode().ready());
   cluster.decode().Stop();  // does not wait for the step
   decode_backend_.Release();
+}
+
+// What such a step, or one behind it, still computes goes nowhere: the transport is gone by then.
+TEST_F(InstanceTest, AStepThatEndsAfterStopSendsNothing) {
+  const RealClock clock;
+  struct : RouterPort {
+    void Send(RouterId, v1::WorkerMessage) override {}
+    void SendToAll(const v1::WorkerMessage&) override {}
+  } port;
+  struct : transport::KvTransport {
+    transport::KvSender& sender() override { return from; }
+    transport::KvReceiver& receiver() override { return to; }
+    absl::Status CheckDevice(absl::Duration) override { return absl::OkStatus(); }
+    FakeSender from;
+    FakeReceiver to;
+  } transport;
+  Instance instance({.core = {.role = v1::ROLE_PREFILL}, .step_limit_min = absl::Milliseconds(200)},
+                    prefill_engine_.get(), &transport, nullptr, &clock);
+  instance.OnAttached(1);
+  prefill_backend_.Hold();  // the first step: of the whole first prompt and a part of the second
+  for (const int prompt : {10, 200}) {
+    v1::RouterMessage message;
+    *message.mutable_admit() = Ask(static_cast<uint64_t>(prompt), prompt, 5);
+    message.mutable_admit()->set_attempt(1);
+    message.mutable_admit()->set_leg(v1::LEG_PREFILL);
+    instance.OnMessage(1, message);
+    v1::GrantLease& grant = *message.mutable_grant_lease();
+    grant.set_request(static_cast<uint64_t>(prompt));
+    grant.set_attempt(1);
+    for (int page = 0; page < prompt; page += 64) {
+      grant.mutable_lease()->add_pages(static_cast<uint32_t>(page / 64));
+    }
+    instance.OnMessage(1, message);
+  }
+  instance.Start(&port);
+  while (instance.status().load().kv_pages_free() == 64) absl::SleepFor(absl::Milliseconds(1));
+  instance.Stop();
+  const auto writes = [&] {
+    size_t count = 0;
+    for (const auto& [id, transfer] : transport.from.transfers) count += transfer.writes.size();
+    return count;
+  };
+  const size_t before = writes();
+  EXPECT_EQ(transport.from.transfers.size(), 2u);
+  prefill_backend_.Release();
+  engine::StepResult result;
+  for (const uint64_t step : {1, 2}) {
+    EXPECT_EQ(prefill_engine_->Wait({step}, kSoon, &result), absl::OkStatus());
+  }
+  EXPECT_EQ(writes(), before);
 }
 
 TEST_F(InstanceTest, AnEngineThatFailsEndsAttemptsAndTheInstance) {
