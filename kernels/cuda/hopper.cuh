@@ -109,6 +109,12 @@ __device__ __forceinline__ void NamedBarrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// The same for threads that come from different places of the code: bar.sync promises that all who
+// wait at it execute one and the same instruction.
+__device__ __forceinline__ void NamedBarrierOfRoles(int number, int threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 // Arrives without waiting.
 __device__ __forceinline__ void NamedBarrierArrive(int number, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");

@@ -500,7 +500,7 @@ struct Consumer {
       total[h] += __shfl_xor_sync(~0u, total[h], 2);
       if (lane % 4 == 0) sums[kHalf * kHeads + row + 8 * h] = total[h];
     }
-    NamedBarrier(kSumsReady, kConsumers);
+    NamedBarrierOfRoles(kSumsReady, kConsumers);
 #pragma unroll
     for (int h = 0; h < 2; ++h) total[h] += sums[(1 - kHalf) * kHeads + row + 8 * h];
     const int heads = args.heads - blockIdx.x * kHeads;  // from here on in this token
