@@ -173,6 +173,21 @@ TEST_F(CudaSamplingTest, BansAndTemperatures) {
   Compare(logits, sampling, none, no_bias, banned, 1);
 }
 
+// A largest logit of minus zero, alone and beside one of plus zero.
+TEST_F(CudaSamplingTest, ZerosOfEitherSign) {
+  for (const std::vector<float>& row : {std::vector<float>{-0.0f},
+                                        {0.0f, -0.0f},
+                                        {-0.0f, 0.0f},
+                                        {-0.0f, -60.0f, -0.0f, 0.0f, -0.0f}}) {
+    const int64_t vocab = static_cast<int64_t>(row.size());
+    std::vector<SamplingRow> sampling(1);
+    sampling[0].temperature = 0;
+    sampling[0].num_logprobs = static_cast<int32_t>(vocab);
+    const OwnedTensor none = MakeI32({1}, {0}), no_bias = MakeF32({1}, {0});
+    Compare(MakeF32({1, vocab}, row), sampling, none, no_bias, none, vocab);
+  }
+}
+
 TEST_F(CudaSamplingTest, RefusesAVocabularyThatNoClusterHolds) {
   SampleParams params;
   params.logits = TensorView(nullptr, DType::kF32, {0, 500000});

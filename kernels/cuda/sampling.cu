@@ -390,7 +390,8 @@ __device__ void WriteLogprobs(SampleCluster& cluster, const SampleArgs& args,
   const uint64_t mass = cluster.Reduce({}, own_mass).sum;
   const float log_sum = portable::Log((float)mass * (1.0f / kSampleMassUnit));
   if (cluster.rank() == 0 && threadIdx.x == 0) {
-    args.logprobs[index] = (Clean(logits[token]) - max) - log_sum;
+    // Plus zero: `max` has lost the sign of a minus zero, so that the difference may be one.
+    args.logprobs[index] = (Clean(logits[token]) - max) - log_sum + 0.0f;
   }
   if (wanted > 0) WriteTop(cluster, args, slice, max, log_sum, wanted);
 }
