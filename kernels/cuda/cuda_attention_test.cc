@@ -14,114 +14,121 @@ using CudaAttentionTest = CudaOpsTest;
 
 constexpr double kBf16Error = 1e-2;  // queries, probabilities and outputs are rounded to bf16
 
-TEST_F(CudaAttentionTest, LatentAttention) {
-  const struct {
-    const char* name;
-    MlaDims dims;
-  } models[] = {
-      {"tiny", {8, 32, 32, 32, 128}}, {"odd", {3, 5, 2, 7, 33}}, {"v3", {128, 128, 64, 128, 512}}};
+struct Model {
+  const char* name;
+  MlaDims dims;
+};
+
+void PrintTo(const Model& model, std::ostream* os) { *os << model.name; }
+
+class LatentAttentionTest : public CudaOpsTest, public testing::WithParamInterface<Model> {};
+
+TEST_P(LatentAttentionTest, IsTheCpus) {
   const int64_t num_pages = 12, pages_max = 5;
   const std::vector<int32_t> lengths = {1, 63, 64, 65, 300};  // so far, this token included
-  for (const auto& model : models) {
-    const MlaDims& dims = model.dims;
-    for (const DType cache_dtype : {DType::kF32, DType::kBF16}) {
-      for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
-        SCOPED_TRACE(testing::Message() << model.name << " cache " << DTypeName(cache_dtype)
-                                        << " weights " << DTypeName(dtype));
-        // A cache filled by the op itself, one row after the other.
-        const int64_t tokens = num_pages * kPageTokens;
-        const OwnedTensor kv_a = Random({tokens, dims.kv_dim()}),
-                          norm = Random({dims.kv_lora_rank});
-        const OwnedTensor angles = Random({512, dims.rope_dim});
-        const OwnedTensor positions = Integers({tokens}, 0, 511);
-        OwnedTensor rows = Integers({tokens}, 0, 0);
-        for (int64_t i = 0; i < tokens; ++i)
-          rows.data<int32_t>()[i] = i == 5 ? -1 : static_cast<int32_t>(i);
-        const OwnedTensor q = Random({tokens, dims.num_heads * dims.q_dim()}, 0.3f);
-        const OwnedTensor cache(cache_dtype, {num_pages, kPageTokens, dims.kv_dim()});
-        std::fill_n(cache.data<uint8_t>(), cache.size() * DTypeBytes(cache_dtype), 0);
-        const TensorView device_q = gpu_.Up(q), device_cache = gpu_.Up(cache);
-        ASSERT_TRUE(cpu_->attention()
-                        .MlaCacheWrite({dims, q.view(), kv_a.view(), norm.view(), 1e-6f,
-                                        angles.view(), positions.view(), rows.view(), cache.view()},
-                                       {})
-                        .ok());
-        ASSERT_TRUE(
-            gpu_.backend()
-                .attention()
-                .MlaCacheWrite({dims, device_q, gpu_.Up(kv_a), gpu_.Up(norm), 1e-6f,
-                                gpu_.Up(angles), gpu_.Up(positions), gpu_.Up(rows), device_cache},
-                               {})
-                .ok());
-        EXPECT_LT(Difference(q, gpu_.Down(device_q)), 1e-6);
-        const OwnedTensor device_rows = gpu_.Down(device_cache);
-        if (cache_dtype == DType::kF32) {
-          EXPECT_LT(Difference(cache, device_rows), 1e-6);
-        } else {
-          for (int64_t i = 0; i < cache.size(); ++i) {
-            EXPECT_NEAR(Bf16ToF32(cache.data<uint16_t>()[i]),
-                        Bf16ToF32(device_rows.data<uint16_t>()[i]), 0.05);
-          }
+  const MlaDims& dims = GetParam().dims;
+  for (const DType cache_dtype : {DType::kF32, DType::kBF16}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+      SCOPED_TRACE(testing::Message()
+                   << "cache " << DTypeName(cache_dtype) << " weights " << DTypeName(dtype));
+      // A cache filled by the op itself, one row after the other.
+      const int64_t tokens = num_pages * kPageTokens;
+      const OwnedTensor kv_a = Random({tokens, dims.kv_dim()}), norm = Random({dims.kv_lora_rank});
+      const OwnedTensor angles = Random({512, dims.rope_dim});
+      const OwnedTensor positions = Integers({tokens}, 0, 511);
+      OwnedTensor rows = Integers({tokens}, 0, 0);
+      for (int64_t i = 0; i < tokens; ++i)
+        rows.data<int32_t>()[i] = i == 5 ? -1 : static_cast<int32_t>(i);
+      const OwnedTensor q = Random({tokens, dims.num_heads * dims.q_dim()}, 0.3f);
+      const OwnedTensor cache(cache_dtype, {num_pages, kPageTokens, dims.kv_dim()});
+      std::fill_n(cache.data<uint8_t>(), cache.size() * DTypeBytes(cache_dtype), 0);
+      const TensorView device_q = gpu_.Up(q), device_cache = gpu_.Up(cache);
+      ASSERT_TRUE(cpu_->attention()
+                      .MlaCacheWrite({dims, q.view(), kv_a.view(), norm.view(), 1e-6f,
+                                      angles.view(), positions.view(), rows.view(), cache.view()},
+                                     {})
+                      .ok());
+      ASSERT_TRUE(
+          gpu_.backend()
+              .attention()
+              .MlaCacheWrite({dims, device_q, gpu_.Up(kv_a), gpu_.Up(norm), 1e-6f, gpu_.Up(angles),
+                              gpu_.Up(positions), gpu_.Up(rows), device_cache},
+                             {})
+              .ok());
+      EXPECT_LT(Difference(q, gpu_.Down(device_q)), 1e-6);
+      const OwnedTensor device_rows = gpu_.Down(device_cache);
+      if (cache_dtype == DType::kF32) {
+        EXPECT_LT(Difference(cache, device_rows), 1e-6);
+      } else {
+        for (int64_t i = 0; i < cache.size(); ++i) {
+          EXPECT_NEAR(Bf16ToF32(cache.data<uint16_t>()[i]),
+                      Bf16ToF32(device_rows.data<uint16_t>()[i]), 0.05);
         }
-        const TensorView same_cache = gpu_.Up(cache);  // the very same rows for both from here on
-
-        const int64_t count = static_cast<int64_t>(lengths.size());
-        const OwnedWeight kv_b = RandomWeight(dtype, dims.num_heads * (dims.nope_dim + dims.v_dim),
-                                              dims.kv_lora_rank, Seed(), 0.1f);
-        OwnedTensor table = Integers({count, pages_max}, 0, static_cast<int32_t>(num_pages) - 1);
-        const OwnedTensor seqs = MakeI32({count}, {2, 0, 1, 4, 3});
-        OwnedTensor at = MakeI32({count}, lengths);
-        for (int64_t i = 0; i < count; ++i) --at.data<int32_t>()[i];
-        const OwnedTensor queries = Random({count, dims.num_heads * dims.q_dim()}, 0.3f);
-        const OwnedTensor out(DType::kF32, {count, dims.num_heads * dims.v_dim});
-        const TensorView device_out = gpu_.Up(out), device_table = gpu_.Up(table);
-        const WeightView device_kv_b = gpu_.Up(kv_b);
-        ASSERT_TRUE(cpu_->attention()
-                        .MlaAbsorbed({dims, queries.view(), kv_b.view, cache.view(), table.view(),
-                                      seqs.view(), at.view(), 0.2f, out.view()},
-                                     {})
-                        .ok());
-        ASSERT_TRUE(gpu_.backend()
-                        .attention()
-                        .MlaAbsorbed({dims, gpu_.Up(queries), device_kv_b, same_cache, device_table,
-                                      gpu_.Up(seqs), gpu_.Up(at), 0.2f, device_out},
-                                     {})
-                        .ok());
-        EXPECT_LT(Difference(out, gpu_.Down(device_out)), 2e-5);
-
-        const int64_t prompt = 70, first = 100;
-        const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.3f);
-        const OwnedTensor prompt_out(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
-        const TensorView device_prompt_out = gpu_.Up(prompt_out);
-        const PromptChunk chunk = {.num_tokens = prompt, .seq = 3, .first_position = first};
-        ASSERT_TRUE(cpu_->attention()
-                        .MlaPrompt({dims,
-                                    prompt_q.view(),
-                                    kv_b.view,
-                                    cache.view(),
-                                    table.view(),
-                                    {&chunk, 1},
-                                    0.2f,
-                                    prompt_out.view()},
-                                   {})
-                        .ok());
-        ASSERT_TRUE(gpu_.backend()
-                        .attention()
-                        .MlaPrompt({dims,
-                                    gpu_.Up(prompt_q),
-                                    device_kv_b,
-                                    same_cache,
-                                    device_table,
-                                    {&chunk, 1},
-                                    0.2f,
-                                    device_prompt_out},
-                                   {})
-                        .ok());
-        EXPECT_LT(Difference(prompt_out, gpu_.Down(device_prompt_out)), 5e-5);
       }
+      const TensorView same_cache = gpu_.Up(cache);  // the very same rows for both from here on
+
+      const int64_t count = static_cast<int64_t>(lengths.size());
+      const OwnedWeight kv_b = RandomWeight(dtype, dims.num_heads * (dims.nope_dim + dims.v_dim),
+                                            dims.kv_lora_rank, Seed(), 0.1f);
+      OwnedTensor table = Integers({count, pages_max}, 0, static_cast<int32_t>(num_pages) - 1);
+      const OwnedTensor seqs = MakeI32({count}, {2, 0, 1, 4, 3});
+      OwnedTensor at = MakeI32({count}, lengths);
+      for (int64_t i = 0; i < count; ++i) --at.data<int32_t>()[i];
+      const OwnedTensor queries = Random({count, dims.num_heads * dims.q_dim()}, 0.3f);
+      const OwnedTensor out(DType::kF32, {count, dims.num_heads * dims.v_dim});
+      const TensorView device_out = gpu_.Up(out), device_table = gpu_.Up(table);
+      const WeightView device_kv_b = gpu_.Up(kv_b);
+      ASSERT_TRUE(cpu_->attention()
+                      .MlaAbsorbed({dims, queries.view(), kv_b.view, cache.view(), table.view(),
+                                    seqs.view(), at.view(), 0.2f, out.view()},
+                                   {})
+                      .ok());
+      ASSERT_TRUE(gpu_.backend()
+                      .attention()
+                      .MlaAbsorbed({dims, gpu_.Up(queries), device_kv_b, same_cache, device_table,
+                                    gpu_.Up(seqs), gpu_.Up(at), 0.2f, device_out},
+                                   {})
+                      .ok());
+      EXPECT_LT(Difference(out, gpu_.Down(device_out)), 2e-5);
+
+      const int64_t prompt = 70, first = 100;
+      const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.3f);
+      const OwnedTensor prompt_out(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
+      const TensorView device_prompt_out = gpu_.Up(prompt_out);
+      const PromptChunk chunk = {.num_tokens = prompt, .seq = 3, .first_position = first};
+      ASSERT_TRUE(cpu_->attention()
+                      .MlaPrompt({dims,
+                                  prompt_q.view(),
+                                  kv_b.view,
+                                  cache.view(),
+                                  table.view(),
+                                  {&chunk, 1},
+                                  0.2f,
+                                  prompt_out.view()},
+                                 {})
+                      .ok());
+      ASSERT_TRUE(gpu_.backend()
+                      .attention()
+                      .MlaPrompt({dims,
+                                  gpu_.Up(prompt_q),
+                                  device_kv_b,
+                                  same_cache,
+                                  device_table,
+                                  {&chunk, 1},
+                                  0.2f,
+                                  device_prompt_out},
+                                 {})
+                      .ok());
+      EXPECT_LT(Difference(prompt_out, gpu_.Down(device_prompt_out)), 5e-5);
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Models, LatentAttentionTest,
+                         testing::Values(Model{"tiny", {8, 32, 32, 32, 128}},
+                                         Model{"odd", {3, 5, 2, 7, 33}},
+                                         Model{"v3", {128, 128, 64, 128, 512}}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // A cache in FP8: rows are what rounding makes of the CPU's, and attention is that over the rows as
 // they can be read back.
