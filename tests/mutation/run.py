@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 
+import gpu_mutants
 import mutants
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -46,9 +47,9 @@ class Tree:
         shutil.copytree(ROOT, self.source, ignore=NOT_COPIED, copy_function=_copy_if_changed,
                         dirs_exist_ok=True)
 
-    def configure(self):
+    def configure(self, *options):
         self._run("configuring", "cmake", "-S", self.source, "-B", self.build, "-G", "Ninja",
-                  "-DCMAKE_BUILD_TYPE=Release", "-DSLUICE_BUILD_BENCHMARKS=OFF")
+                  "-DCMAKE_BUILD_TYPE=Release", "-DSLUICE_BUILD_BENCHMARKS=OFF", *options)
 
     def compile(self, target):
         self._run(f"building {target}", "ninja", "-C", self.build, f"-j{self._jobs}", target)
@@ -74,14 +75,14 @@ def _copy_if_changed(source, target):
     return target
 
 
-def check_texts():
-    """Every mutant's text must stand exactly once in its file."""
+def check_texts(texts):
+    """Each of these (mutant, file, text): the text must stand exactly once in the file."""
     problems = []
-    for mutant in mutants.MUTANTS:
-        path = ROOT / mutant.file
-        found = path.read_text().count(mutant.text) if path.exists() else 0
+    for name, file, text in texts:
+        path = ROOT / file
+        found = path.read_text().count(text) if path.exists() else 0
         if found != 1:
-            problems.append(f"{mutant.name}: its text is {found} times in {mutant.file}, not once")
+            problems.append(f"{name}: its text is {found} times in {file}, not once")
     if problems:
         raise Broken("\n".join(problems))
 
@@ -115,7 +116,7 @@ def main():
 
     failures = 0
     try:
-        check_texts()
+        check_texts([(m.name, m.file, m.text) for m in mutants.MUTANTS] + gpu_mutants.texts())
         args.build_dir.mkdir(parents=True, exist_ok=True)
         tree = Tree(args.build_dir.resolve(), args.jobs)
         tree.configure()
