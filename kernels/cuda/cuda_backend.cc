@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -69,6 +70,34 @@ absl::StatusOr<CudaMemory> AllocateCuda(size_t bytes) {
   return owned;
 }
 
+namespace {
+
+absl::Status OutOfMemory(const CudaContext& context, size_t bytes, const std::string& what) {
+  size_t free_bytes = 0, total_bytes = 0;
+  cudaMemGetInfo(&free_bytes, &total_bytes);
+  return absl::ResourceExhaustedError(absl::StrCat(
+      what, ": needs ", MemoryString(bytes), ", ", context.name, " has ", MemoryString(free_bytes),
+      " free of ", MemoryString(total_bytes), "; this process took ", context.ledger->ToString()));
+}
+
+}  // namespace
+
+absl::StatusOr<DeviceBuffer> AllocateCounted(const CudaContext& context, size_t bytes,
+                                             const std::string& what) {
+  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(context.device), what));
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, bytes == 0 ? 1 : bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky
+    return OutOfMemory(context, bytes, what);
+  }
+  SLUICE_RETURN_IF_ERROR(CudaStatus(error, what));
+  std::shared_ptr<void> owner(
+      memory, [taken = MemoryLedger::Take(context.ledger, what, bytes)](void* p) { cudaFree(p); });
+  SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(memory, 0, bytes, context.stream), what));
+  return DeviceBuffer{std::move(owner), bytes};
+}
+
 absl::StatusOr<void*> CudaScratch::Reserve(size_t bytes) {
   if (memories_.empty() || bytes > bytes_) {
     SLUICE_ASSIGN_OR_RETURN(CudaMemory memory, AllocateCuda(bytes));
@@ -105,9 +134,8 @@ class CudaRecording final : public Recording {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(const CudaContext& context, std::string name, std::unique_ptr<StreamPoints> points)
+  CudaBackend(const CudaContext& context, std::unique_ptr<StreamPoints> points)
       : context_(context),
-        name_(std::move(name)),
         points_(std::move(points)),
         linear_(MakeCudaLinearOps(context_)),
         elementwise_(MakeCudaElementwiseOps(context_)),
@@ -117,6 +145,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override {
     cudaStreamSynchronize(context_.stream);
     cudaStreamDestroy(context_.stream);
+    cudaFreeHost(context_.wait);
   }
 
   LinearOps& linear() override { return *linear_; }
@@ -131,31 +160,20 @@ class CudaBackend final : public Backend {
   bool reads_host_memory() const override { return false; }
 
   absl::StatusOr<DeviceBuffer> Allocate(size_t bytes, const std::string& what) override {
-    SLUICE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(context_.device), what));
-    void* memory = nullptr;
-    const cudaError_t error = cudaMalloc(&memory, bytes == 0 ? 1 : bytes);
-    if (error == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // not sticky
-      return OutOfMemory(bytes, what);
-    }
-    SLUICE_RETURN_IF_ERROR(CudaStatus(error, what));
-    std::shared_ptr<void> owner(
-        memory, [taken = MemoryLedger::Take(ledger_, what, bytes)](void* p) { cudaFree(p); });
-    SLUICE_RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(memory, 0, bytes, context_.stream), what));
-    return DeviceBuffer{std::move(owner), bytes};
+    return AllocateCounted(context_, bytes, what);
   }
 
   absl::StatusOr<DeviceBuffer> AllocateShareable(size_t bytes, const std::string& what) override {
     SLUICE_RETURN_IF_ERROR(BindThread());
     absl::StatusOr<DeviceBuffer> buffer = AllocateSharedCuda(context_.device, bytes, what);
-    if (absl::IsResourceExhausted(buffer.status())) return OutOfMemory(bytes, what);
+    if (absl::IsResourceExhausted(buffer.status())) return OutOfMemory(context_, bytes, what);
     // What cannot be handed over serves as well: KV is staged through the host then.
     if (!buffer.ok()) return Allocate(bytes, what);
     SLUICE_RETURN_IF_ERROR(
         CudaStatus(cudaMemsetAsync(buffer->memory.get(), 0, bytes, context_.stream), what));
     buffer->memory = std::shared_ptr<void>(
-        buffer->memory.get(),
-        [memory = buffer->memory, taken = MemoryLedger::Take(ledger_, what, bytes)](void*) {});
+        buffer->memory.get(), [memory = buffer->memory,
+                               taken = MemoryLedger::Take(context_.ledger, what, bytes)](void*) {});
     return buffer;
   }
   absl::StatusOr<std::unique_ptr<PageMover>> MakePageMover() override {
@@ -172,7 +190,10 @@ class CudaBackend final : public Backend {
                       "copying from the GPU");
   }
   absl::Status Sync(StreamId) override {
-    return CudaStatus(cudaStreamSynchronize(context_.stream), "a step on the GPU");
+    return StepStatus(cudaStreamSynchronize(context_.stream));
+  }
+  void StopWaiting() override {
+    std::atomic_ref<uint32_t>(context_.wait->stop).store(1, std::memory_order_relaxed);
   }
 
   absl::StatusOr<DeviceBuffer> AllocateHost(size_t bytes, const std::string& what) override {
@@ -198,8 +219,7 @@ class CudaBackend final : public Backend {
                       "marking the end of a step on the GPU");
   }
   absl::Status Wait(const StreamEvent& event) override {
-    return CudaStatus(cudaEventSynchronize(static_cast<const CudaEvent&>(event).get()),
-                      "a step on the GPU");
+    return StepStatus(cudaEventSynchronize(static_cast<const CudaEvent&>(event).get()));
   }
 
   bool records() const override { return true; }
@@ -238,27 +258,28 @@ class CudaBackend final : public Backend {
   }
 
   cudaStream_t stream() const { return context_.stream; }
+  cuda::WaitState* wait() const { return context_.wait; }
 
   const KernelCalls* kernel_calls() const override { return context_.calls.get(); }
 
   std::string Describe() const override {
-    return absl::StrCat("CUDA, ", name_, ", ",
+    return absl::StrCat("CUDA, ", context_.name, ", ",
                         context_.numerics == Numerics::kFast ? "fast" : "exact");
   }
 
  private:
-  absl::Status OutOfMemory(size_t bytes, const std::string& what) const {
-    size_t free_bytes = 0, total_bytes = 0;
-    cudaMemGetInfo(&free_bytes, &total_bytes);
-    return absl::ResourceExhaustedError(absl::StrCat(
-        what, ": needs ", MemoryString(bytes), ", ", name_, " has ", MemoryString(free_bytes),
-        " free of ", MemoryString(total_bytes), "; this process took ", ledger_->ToString()));
+  absl::Status StepStatus(cudaError_t error) const {
+    const uint32_t gave_up =
+        std::atomic_ref<uint32_t>(context_.wait->gave_up).load(std::memory_order_relaxed);
+    return CudaStatus(error, error == cudaSuccess || gave_up == cuda::kHasNot ? "a step on the GPU"
+                             : gave_up == cuda::kWasStopped
+                                 ? "a step on the GPU that was told to end"
+                                 : absl::StrCat("a step on the GPU whose blocks waited ",
+                                                context_.wait->limit_ms, " ms for each other"));
   }
 
   const CudaContext context_;
-  const std::string name_;
   const std::unique_ptr<StreamPoints> points_;
-  const std::shared_ptr<MemoryLedger> ledger_ = std::make_shared<MemoryLedger>();
   std::unique_ptr<LinearOps> linear_;
   std::unique_ptr<ElementwiseOps> elementwise_;
   std::unique_ptr<AttentionOps> attention_;
@@ -269,6 +290,9 @@ class CudaBackend final : public Backend {
 }  // namespace
 
 cudaStream_t StreamOf(Backend& backend) { return dynamic_cast<CudaBackend&>(backend).stream(); }
+cuda::WaitState* WaitStateOf(Backend& backend) {
+  return dynamic_cast<CudaBackend&>(backend).wait();
+}
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options) {
   int count = 0;
@@ -291,12 +315,16 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOption
   SLUICE_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(options.device), "choosing the device"));
   CudaContext context{.device = options.device,
                       .numerics = options.numerics,
-                      .multiprocessors = properties.multiProcessorCount};
+                      .multiprocessors = properties.multiProcessorCount,
+                      .name = absl::StrCat(properties.name, " ", options.device)};
   SLUICE_RETURN_IF_ERROR(CudaStatus(
       cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking), "making a stream"));
+  SLUICE_RETURN_IF_ERROR(
+      CudaStatus(cudaMallocHost(reinterpret_cast<void**>(&context.wait), sizeof(cuda::WaitState)),
+                 "pinned memory"));
+  *context.wait = {.stop = 0, .limit_ms = cuda::kWaitLimitMs, .gave_up = cuda::kHasNot};
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<StreamPoints> points, StreamPoints::Create());
-  return std::make_unique<CudaBackend>(context, absl::StrCat(properties.name, " ", options.device),
-                                       std::move(points));
+  return std::make_unique<CudaBackend>(context, std::move(points));
 }
 
 }  // namespace sluice

@@ -4,11 +4,14 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "kernels/base/memory_ledger.h"
+#include "kernels/cuda/device_wait.h"
 #include "kernels/ops/backend.h"
 #include "kernels/ops/numerics.h"
 
@@ -20,8 +23,16 @@ struct CudaContext {
   cudaStream_t stream = nullptr;
   Numerics numerics = Numerics::kExact;
   int multiprocessors = 0;
+  std::string name;                 // of the device, for messages
+  cuda::WaitState* wait = nullptr;  // pinned; of all kernels on the stream
   std::shared_ptr<KernelCalls> calls = std::make_shared<KernelCalls>();
+  std::shared_ptr<MemoryLedger> ledger = std::make_shared<MemoryLedger>();
 };
+
+// Zero-filled (on the stream) device memory that is written down in the ledger as `what`.
+// ResourceExhausted, saying what has gone where, when there is no room.
+absl::StatusOr<DeviceBuffer> AllocateCounted(const CudaContext& context, size_t bytes,
+                                             const std::string& what);
 
 // Zero-filled device memory.
 struct CudaFree {

@@ -1,5 +1,7 @@
 #include "kernels/cuda/cuda_failure_kernels.h"
 
+#include "kernels/cuda/device_wait.cuh"
+
 namespace sluice::cuda {
 namespace {
 
@@ -17,6 +19,8 @@ __global__ void SpinKernel(int64_t nanoseconds) {
   while (now() < end) __nanosleep(1000);
 }
 
+__global__ void WaitKernel(const uint32_t* flag, WaitState* state) { WaitFor(flag, state); }
+
 }  // namespace
 
 cudaError_t LaunchTrap(cudaStream_t stream) {
@@ -26,6 +30,11 @@ cudaError_t LaunchTrap(cudaStream_t stream) {
 
 cudaError_t LaunchIllegalAddress(cudaStream_t stream) {
   WriteKernel<<<1, 1, 0, stream>>>(reinterpret_cast<int*>(uintptr_t{64}));
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchWait(const uint32_t* flag, WaitState* state, cudaStream_t stream) {
+  WaitKernel<<<1, 1, 0, stream>>>(flag, state);
   return cudaGetLastError();
 }
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -49,6 +50,43 @@ TEST_F(CudaFailureDeathTest, AKernelThatStopsItselfIsAnErrorThatSaysWhatToDo) {
 TEST_F(CudaFailureDeathTest, AnIllegalAddressIsAnErrorThatSaysWhatToDo) {
   EXPECT_EXIT(RunAndEnd(cuda::LaunchIllegalAddress), testing::ExitedWithCode(7),
               "a step on the GPU: CUDA says cudaErrorIllegalAddress.*start it again");
+}
+
+// A kernel waits for a flag that nobody raises.
+[[noreturn]] void WaitInVain(Backend& backend) {
+  const auto flag = backend.Allocate(sizeof(uint32_t), "flag");  // zero
+  if (!flag.ok()) std::exit(9);
+  cuda::LaunchWait(flag->As<uint32_t>(), WaitStateOf(backend), StreamOf(backend));
+  const absl::Status status = backend.Sync({});
+  std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  std::exit(status.code() == absl::StatusCode::kInternal ? 7 : 8);
+}
+
+[[noreturn]] void WaitUntilTheLimit() {
+  auto backend = MakeBackend();
+  WaitStateOf(*backend)->limit_ms = 100;
+  WaitInVain(*backend);
+}
+
+TEST_F(CudaFailureDeathTest, ABlockThatWaitsInVainStopsItselfAndSaysSo) {
+  EXPECT_EXIT(WaitUntilTheLimit(), testing::ExitedWithCode(7),
+              "blocks waited 100 ms for each other: CUDA says cudaErrorLaunchFailure");
+}
+
+[[noreturn]] void WaitUntilTold() {
+  auto backend = MakeBackend();
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    backend->StopWaiting();
+  });
+  WaitInVain(*backend);
+}
+
+TEST_F(CudaFailureDeathTest, ABlockThatWaitsStopsWhenItIsTold) {
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EXIT(WaitUntilTold(), testing::ExitedWithCode(7),
+              "told to end: CUDA says cudaErrorLaunchFailure");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(15));
 }
 
 // As instances do once a step has had its time: whatever waits for the device, the process ends.

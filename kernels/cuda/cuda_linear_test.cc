@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -267,6 +269,15 @@ TEST_F(CudaLinearTest, MultiIsEachProduct) {
   }
 }
 
+// For TileLinear by itself.
+CudaContext ContextOf(Device& fast) {
+  CudaContext context{.stream = StreamOf(fast.backend()), .numerics = Numerics::kFast};
+  EXPECT_EQ(cudaDeviceGetAttribute(&context.multiprocessors, cudaDevAttrMultiProcessorCount, 0),
+            cudaSuccess);
+  context.wait = WaitStateOf(fast.backend());
+  return context;
+}
+
 struct PlanSize {
   int64_t m, n, k;
 };
@@ -281,9 +292,7 @@ class TilePlansTest : public CudaOpsTest, public testing::WithParamInterface<Pla
 TEST_P(TilePlansTest, EveryPlanComputesTheSame) {
   using cuda::Sharing;
   Device fast(Numerics::kFast);
-  CudaContext context{.stream = StreamOf(fast.backend()), .numerics = Numerics::kFast};
-  ASSERT_EQ(cudaDeviceGetAttribute(&context.multiprocessors, cudaDevAttrMultiProcessorCount, 0),
-            cudaSuccess);
+  const CudaContext context = ContextOf(fast);
   std::vector<cuda::TilePlan> plans;
   for (const bool split : {false, true}) {
     for (const int tokens : {64, 128}) plans.push_back({tokens, 64, Sharing::kNone, 1, split});
@@ -337,6 +346,52 @@ INSTANTIATE_TEST_SUITE_P(Sizes, TilePlansTest,
                            const PlanSize& size = info.param;
                            return absl::StrCat(size.m, "x", size.n, "x", size.k);
                          });
+
+// Blocks of a product that is dealt out by columns wait for each other. With two products on the
+// GPU at once neither has all multiprocessors, so that blocks which wait for others that have not
+// started would wait for ever.
+TEST_F(CudaLinearTest, TwoBackendsShareAGpu) {
+  using cuda::Sharing;
+  const int64_t m = 64, n = 2112, k = 7168;
+  constexpr int kRounds = 300;
+  const cuda::TilePlan plans[] = {{64, 128, Sharing::kNone, 1, /*split=*/true},
+                                  {128, 128, Sharing::kTokens, 2, /*split=*/true},
+                                  {64, 64, Sharing::kNone, 1, /*split=*/true}};
+  const OwnedTensor x = Random({m, k}), poisoned(DType::kF32, {m, n});
+  const OwnedWeight w = RandomWeight(DType::kF8E4M3, n, k, Seed(), 1.0f);
+  struct Side {
+    Device device{Numerics::kFast};
+    CudaContext context;
+    std::unique_ptr<TileLinear> tiles;
+    TensorView x, out;
+    WeightView w;
+  };
+  for (const cuda::TilePlan& plan : plans) {
+    SCOPED_TRACE(testing::Message() << plan.tokens << " x " << plan.outputs);
+    Side sides[2];
+    for (Side& side : sides) {
+      side.context = ContextOf(side.device);
+      side.tiles = std::make_unique<TileLinear>(side.context, DType::kF8E4M3);
+      side.x = side.device.Up(x);
+      side.out = side.device.Up(poisoned);
+      side.w = side.device.Up(w);
+    }
+    const auto run = [&](Side& side) {
+      return side.tiles->Run({.x = side.x, .weights = {&side.w, 1}, .outs = {&side.out, 1}}, plan);
+    };
+    ASSERT_TRUE(run(sides[0]).ok());
+    const OwnedTensor alone = sides[0].device.Down(sides[0].out);
+    std::vector<std::thread> threads;
+    for (Side& side : sides) {
+      threads.emplace_back([&] {
+        ASSERT_TRUE(side.device.backend().BindThread().ok());
+        for (int round = 0; round < kRounds; ++round) ASSERT_TRUE(run(side).ok());
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (Side& side : sides) ExpectSame(alone, side.device.Down(side.out), 4);
+  }
+}
 
 TEST_F(CudaLinearTest, GroupsAndGatesOfBf16AreThoseOfTheRoundedActivations) {
   Device fast(Numerics::kFast);

@@ -1,20 +1,36 @@
-// Launches that overlap the end of the kernel before (programmatic dependent launch), for kernels
-// so short that starting them is most of what they cost.
+// Launches that overlap the end of the kernel before (programmatic dependent launch): for kernels
+// so short that starting them is most of what they cost, and for those that have something to do
+// that depends on nobody. All launches of that kind are LaunchEarly's, and all waits are these.
 //
-// A kernel launched by LaunchEarly may start before what was queued before it has ended: it calls
-// StartAfterEarlier before it touches memory. From then on everything queued before has taken
-// effect: each kernel of a chain waits for the one before it to end, not only to begin.
-// Works under graph capture.
+// A kernel launched by LaunchEarly may start before what was queued before it has ended: it waits
+// before it touches memory that earlier kernels write or read. From then on everything queued
+// before has taken effect: each kernel of a chain waits for the one before it to end, not only to
+// begin. Works under graph capture.
+//
+// A kernel's blocks start only when all blocks of the kernel before have started: so no kernel
+// keeps room from blocks of an earlier one of its stream.
+// Source: PTX ISA, section "griddepcontrol".
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace sluice::cuda {
 
-// Lets the next kernel start, and waits for the earlier ones. By every thread.
+// Waits until all kernels queued before have ended and their writes can be seen. Returns at once
+// in a kernel that was launched the ordinary way.
+__device__ __forceinline__ void WaitForEarlierKernels() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+// Lets the next kernel start, if it was launched so, once a thread of every block has said this or
+// the block has ended. What it may touch before its own wait is for the two to agree.
+__device__ __forceinline__ void LetNextKernelStart() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+// Both, for kernels that neither do anything before, nor are followed by one that does. By every
+// thread.
 __device__ __forceinline__ void StartAfterEarlier() {
-  cudaTriggerProgrammaticLaunchCompletion();
-  cudaGridDependencySynchronize();
+  LetNextKernelStart();
+  WaitForEarlierKernels();
 }
 
 struct LaunchShape {

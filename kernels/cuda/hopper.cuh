@@ -1,5 +1,5 @@
 // Hopper's own instructions as functions: barriers in shared memory (mbarrier), the tensor memory
-// accelerator (TMA), and matrix products of a warpgroup (wgmma).
+// accelerator (TMA), and matrix products of a warpgroup (wgmma). For clusters: cluster.cuh.
 //
 // Shared-memory addresses are 32-bit (SharedAddress); in a cluster their high bits are the block's
 // rank, which descriptors of matrices must not have. Tiles that TMA writes and wgmma reads have
@@ -36,6 +36,8 @@ __device__ __forceinline__ void BarrierArriveExpect(uint32_t barrier, uint32_t b
 __device__ __forceinline__ void BarrierArriveAfterCopies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
+// Whoever arrives there is a copy of this block's or a thread of its cluster, which runs when this
+// one does; so there is no limit, which costs decode steps 1 to 3 % (kernels/docs/mla_decode.md).
 __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared.b64 p, [%0], %1; @p bra DONE; "
@@ -69,15 +71,13 @@ __device__ __forceinline__ void TmaLoad(uint32_t to, const CUtensorMap* map, uin
       : "memory");
 }
 
-// The same into all blocks of the cluster that `blocks` has a bit for, at the same place, counting
-// towards each one's barrier.
-__device__ __forceinline__ void TmaLoadToBlocks(uint32_t to, const CUtensorMap* map,
-                                                uint32_t barrier, int column, int row,
-                                                uint16_t blocks, uint64_t hint) {
+// `bytes` in a row, a multiple of 16 as both addresses; they count towards `barrier`.
+__device__ __forceinline__ void BulkLoad(uint32_t to, const void* from, uint32_t bytes,
+                                         uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(to),
-      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks), "l"(hint)
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
 
@@ -118,24 +118,6 @@ __device__ __forceinline__ void NamedBarrierOfRoles(int number, int threads) {
 // Arrives without waiting.
 __device__ __forceinline__ void NamedBarrierArrive(int number, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-
-// --- Clusters ---
-
-// The same place in the shared memory of the cluster's block `rank`.
-__device__ __forceinline__ uint32_t SharedOfBlock(uint32_t address, uint32_t rank) {
-  uint32_t there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-// At a barrier of another block. Orders what TMA and wgmma do, not ordinary accesses: a release to
-// the whole cluster would cost a fence of all memory.
-__device__ __forceinline__ void BarrierArriveAt(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// All threads of all blocks of the cluster.
-__device__ __forceinline__ void ClusterSync() {
-  asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
 }
 
 // --- Registers of a warpgroup ---

@@ -14,6 +14,7 @@
 // deepseek-ai/FlashMLA's explanation; the order of the turns differs.
 #include <cuda_bf16.h>
 
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/early_launch.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/mla_decode_launch.h"
@@ -694,9 +695,9 @@ __global__ void __launch_bounds__(256) CombineKernel(MlaDecodeArgs args, int gro
 
 template <bool kPair>
 cudaError_t LaunchCore(const MlaDecodeArgs& args, int groups, cudaStream_t stream) {
-  static const cudaError_t allowed = cudaFuncSetAttribute(
+  const cudaError_t error = cudaFuncSetAttribute(
       MlaDecodeKernel<kPair>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  if (allowed != cudaSuccess) return allowed;
+  if (error != cudaSuccess) return error;
   return LaunchEarly(MlaDecodeKernel<kPair>,
                      {dim3(groups, args.parts), kThreads, kSharedBytes, kPair ? 2 : 1}, stream,
                      args);

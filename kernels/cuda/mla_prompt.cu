@@ -515,9 +515,9 @@ cudaError_t LaunchPromptGather(const PromptGatherArgs& args, cudaStream_t stream
 }
 
 cudaError_t LaunchMlaPrompt(const MlaPromptArgs& args, cudaStream_t stream) {
-  static const cudaError_t allowed = cudaFuncSetAttribute(
+  const cudaError_t error = cudaFuncSetAttribute(
       MlaPromptKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  if (allowed != cudaSuccess) return allowed;
+  if (error != cudaSuccess) return error;
   MlaPromptKernel<<<args.blocks, kThreads, kSharedBytes, stream>>>(args);
   return cudaGetLastError();
 }

@@ -1,5 +1,4 @@
 // Activations as operands of the tensor cores: e4m3 with scales, or bf16.
-#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/early_launch.cuh"
 #include "kernels/cuda/tile_linear_launch.h"
 

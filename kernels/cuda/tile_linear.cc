@@ -65,7 +65,7 @@ absl::Status TileLinear::Reserve(int64_t rows, int64_t cols) {
   const size_t blocks = static_cast<size_t>(context_.multiprocessors);
   SLUICE_RETURN_IF_ERROR(
       partial_.Reserve(blocks * kTokensMax * kOutputsMax * sizeof(float)).status());
-  SLUICE_RETURN_IF_ERROR(flags_.Reserve(blocks * 2 * sizeof(uint32_t)).status());
+  SLUICE_RETURN_IF_ERROR(flags_.Reserve((blocks * 2 + 1) * sizeof(uint32_t)).status());
   SLUICE_RETURN_IF_ERROR(x_.Reserve(static_cast<size_t>(rows * cols * element_bytes_)).status());
   const int64_t scales = dtype_ == DType::kF8E4M3 ? ScaleStride(rows) * (cols / kBlock) : 0;
   return x_scales_.Reserve(static_cast<size_t>(scales + cuda::kTileScaleSlack) * sizeof(float))
@@ -168,6 +168,8 @@ absl::Status TileLinear::Run(const TileProduct& product, const cuda::TilePlan& p
   SLUICE_RETURN_IF_ERROR(MakeOperand(product, &args));
   args.partial = partial_.As<float>();
   args.flags = flags_.As<uint32_t>();
+  args.ticket = args.flags + 2 * context_.multiprocessors;
+  args.wait = context_.wait;
   return dtype_ == DType::kF8E4M3
              ? CudaStatus(cuda::LaunchFp8Tiles(args, context_.stream), "FP8 matrix product")
              : CudaStatus(cuda::LaunchBf16Tiles(args, context_.stream), "bf16 matrix product");

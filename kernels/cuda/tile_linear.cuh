@@ -12,9 +12,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <type_traits>
 
 #include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/device_wait.cuh"
+#include "kernels/cuda/early_launch.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/tile_linear_launch.h"
 #include "kernels/cuda/tile_schedule.cuh"
@@ -95,6 +99,10 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   const int rows_fetched = args.x_box_rows * (kPair ? 2 : 1);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  __shared__ uint32_t number;
+  if (threadIdx.x == 32 && args.plan.split && (!kPair || ClusterRank() == 0)) {
+    number = Schedule::TakeNumber(args);
+  }
   if (threadIdx.x == 0) {
     PrefetchMap(&args.x);
     for (int i = 0; i < kStages; ++i) {
@@ -105,8 +113,13 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     }
     FenceBarrierInit();
   }
-  Schedule schedule(args, tiles);  // synchronises
-  if constexpr (kSharing != Sharing::kNone) ClusterBarrier();
+  Schedule schedule(args, tiles);
+  if constexpr (kSharing == Sharing::kNone) {
+    __syncthreads();
+  } else {
+    ClusterSync();
+  }
+  schedule.Start(kPair ? LoadAt(SharedOfBlock(SharedAddress(&number), 0)) : number);
 
   int stage = 0;
   uint32_t phase = 0;
@@ -158,8 +171,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
           BarrierArriveExpect(full_at(stage), rows_fetched * kStepBytes);
           const uint32_t to = tokens_at(stage) + offset * kStepBytes;
           if constexpr (kPair) {
-            TmaMulticast(to, &args.x, full_at(stage), k * kStepBytes, tile.token + offset, 3,
-                         kTokenHint);
+            TmaLoadToBlocks(to, &args.x, full_at(stage), k * kStepBytes, tile.token + offset, 3,
+                            kTokenHint);
           } else {
             TmaLoad(to, &args.x, full_at(stage), k * kStepBytes, tile.token, kTokenHint);
           }
@@ -196,8 +209,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       }
     }
     __syncwarp();
-    if constexpr (kSharing != Sharing::kNone) ClusterBarrier();
-    if constexpr (kColumnShares) ClusterBarrier();
+    if constexpr (kSharing != Sharing::kNone) ClusterSync();
+    if constexpr (kColumnShares) ClusterSync();
     return;
   }
 
@@ -250,7 +263,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     const auto release = [&](int which) {
       __syncwarp();
       if constexpr (kPair) {
-        if (lane < 2) BarrierArriveAt(empty_at(which), lane);
+        if (lane < 2) BarrierArriveAt(SharedOfBlock(empty_at(which), lane));
       } else {
         if (lane == 0) BarrierArrive(empty_at(which));
       }
@@ -342,7 +355,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     // Shares of a cluster go to its first block, into the ring, which is free by then.
     if constexpr (kColumnShares) {
       const uint32_t rank = ClusterRank();
-      ClusterBarrier();
+      ClusterSync();
       const auto place = [&](uint32_t from, int s, int i) {
         return ring + (((from - 1) * kSubs + s) * (kSums / 4) + i) * (kConsumers * 16) +
                (threadIdx.x - 128) * 16;
@@ -352,13 +365,13 @@ __global__ void __launch_bounds__(kTileThreads, 1)
         for (int s = 0; s < kSubs; ++s) {
 #pragma unroll
           for (int i = 0; i < kSums / 4; ++i) {
-            StoreAt(place(rank, s, i), 0,
+            StoreAt(SharedOfBlock(place(rank, s, i), 0),
                     make_float4(sum[s][4 * i], sum[s][4 * i + 1], sum[s][4 * i + 2],
                                 sum[s][4 * i + 3]));
           }
         }
       }
-      ClusterBarrier();
+      ClusterSync();
       if (rank > 0) return;
       for (uint32_t from = 1; from < args.plan.blocks; ++from) {
 #pragma unroll
@@ -375,6 +388,9 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       }
     }
     // Shares of units go through global memory.
+    const auto block_of = [&](int unit) {
+      return kPair ? unit * 2 + static_cast<int>(ClusterRank()) : unit;
+    };
     float4* const handed = reinterpret_cast<float4*>(args.partial);
     const auto place = [&](int block, int s, int i) {
       return ((int64_t{block} * kSubs + s) * (kSums / 4) + i) * kConsumers + consumer * 128 +
@@ -385,32 +401,23 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       for (int s = 0; s < kSubs; ++s) {
 #pragma unroll
         for (int i = 0; i < kSums / 4; ++i) {
-          handed[place(blockIdx.x, s, i)] =
+          handed[place(block_of(mine.unit()), s, i)] =
               make_float4(sum[s][4 * i], sum[s][4 * i + 1], sum[s][4 * i + 2], sum[s][4 * i + 3]);
         }
       }
       NamedBarrier(1 + consumer, 128);
       if (thread == 0) {  // the release covers what the barrier has ordered before it
-        asm volatile(
-            "st.release.gpu.global.u32 [%0], 1;" ::"l"(args.flags + 2 * blockIdx.x + consumer)
-            : "memory");
+        Raise(args.flags + 2 * block_of(mine.unit()) + consumer);
       }
       continue;
     }
     if (!kColumnShares && tile.end < args.steps) {
       for (int unit = mine.unit() + 1; mine.Shares(unit, tile.tile); ++unit) {
         if (!mine.HasWork(unit)) continue;
-        const int block = kPair ? unit * 2 + static_cast<int>(ClusterRank()) : unit;
+        const int block = block_of(unit);
         if (thread == 0) {
           uint32_t* const flag = args.flags + 2 * block + consumer;
-          uint32_t value = 0;
-          for (int64_t tries = 0; value == 0; ++tries) {
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                         : "=r"(value)
-                         : "l"(flag)
-                         : "memory");
-            if (tries > (int64_t{1} << 26)) __trap();  // seconds: the other block is lost
-          }
+          WaitFor(flag, args.wait);
           *flag = 0;
         }
         NamedBarrier(1 + consumer, 128);
@@ -460,7 +467,33 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     }
   }
   // Nobody leaves while the other block may still write here.
-  if constexpr (kPair) ClusterBarrier();
+  if constexpr (kPair) ClusterSync();
+}
+
+// How many pairs of blocks the current device runs at once.
+using PairsByDevice = std::array<std::atomic<int>, 64>;  // 0: not known yet
+inline cudaError_t PairsAtOnce(const void* kernel, const LaunchShape& shape, PairsByDevice* known,
+                               int* pairs) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  std::atomic<int>& here = known->at(static_cast<size_t>(device));
+  *pairs = here;
+  if (*pairs > 0) return cudaSuccess;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = 2;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(shape.grid.x / 2 * 2);
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  error = cudaOccupancyMaxActiveClusters(pairs, kernel, &config);
+  if (error != cudaSuccess) return error;
+  here = *pairs;
+  return *pairs == 0 ? cudaErrorInvalidConfiguration : cudaSuccess;
 }
 
 template <typename Operands, int kTokens, int kOutputs, bool kGated, Sharing kSharing>
@@ -468,33 +501,20 @@ cudaError_t LaunchTileShape(const TileLinearArgs& args, cudaStream_t stream) {
   using Shape = TileShape<kTokens, kOutputs, kGated, Operands::kScaled>;
   if (kSharing == Sharing::kColumns && args.steps < args.plan.blocks) return cudaErrorInvalidValue;
   const auto kernel = TileLinearKernel<Operands, kTokens, kOutputs, kGated, kSharing>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
-  if (allowed != cudaSuccess) return allowed;
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = static_cast<unsigned>(args.plan.blocks);
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(args.blocks));
-  config.blockDim = dim3(kTileThreads);
-  config.dynamicSmemBytes = Shape::kSharedBytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = kSharing == Sharing::kNone ? 1 : 2;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           Shape::kSharedBytes);
+  if (error != cudaSuccess) return error;
+  LaunchShape shape = {dim3(static_cast<unsigned>(args.blocks)), kTileThreads, Shape::kSharedBytes,
+                       kSharing == Sharing::kNone ? 1 : args.plan.blocks};
   if constexpr (kSharing == Sharing::kTokens) {
     // Not every multiprocessor may have a neighbour that is free for the other half.
-    static const int pairs = [&] {
-      int count = 0;
-      config.gridDim = dim3(static_cast<unsigned>(args.blocks / 2 * 2));
-      return cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess ? count : 0;
-    }();
-    if (pairs == 0) return cudaErrorInvalidConfiguration;
-    config.gridDim = dim3(static_cast<unsigned>(std::min(args.blocks / 2, pairs) * 2));
+    static PairsByDevice known = {};
+    int pairs = 0;
+    error = PairsAtOnce(reinterpret_cast<const void*>(kernel), shape, &known, &pairs);
+    if (error != cudaSuccess) return error;
+    shape.grid = dim3(static_cast<unsigned>(std::min(args.blocks / 2, pairs) * 2));
   }
-  return cudaLaunchKernelEx(&config, kernel, args);
+  return LaunchEarly(kernel, shape, stream, args);
 }
 
 }  // namespace sluice::cuda

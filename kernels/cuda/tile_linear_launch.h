@@ -7,6 +7,8 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
+#include "kernels/cuda/device_wait.h"
+
 namespace sluice::cuda {
 
 // x as operands: in e4m3 with one scale per row and 128 columns (|x| / 448 of the largest there),
@@ -85,9 +87,11 @@ struct TileLinearArgs {
   bool gated;
   bool accumulate;
   TilePlan plan;
-  int32_t blocks;   // at most one for each SM: they wait for each other
-  float* partial;   // [blocks, plan.tokens * plan.outputs]
-  uint32_t* flags;  // [2 * blocks], zero before and after
+  int32_t blocks;    // at most one for each SM
+  float* partial;    // [blocks, plan.tokens * plan.outputs]
+  uint32_t* flags;   // [2 * blocks], zero before and after
+  uint32_t* ticket;  // likewise: counts units as they start
+  WaitState* wait;
 };
 cudaError_t LaunchFp8Tiles(const TileLinearArgs& args, cudaStream_t stream);
 cudaError_t LaunchBf16Tiles(const TileLinearArgs& args, cudaStream_t stream);

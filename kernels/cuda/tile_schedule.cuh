@@ -4,7 +4,11 @@
 // the columns. Units first take whole tiles in
 // turn. What is left, one to two tiles for each unit, is dealt out in equal shares of (tile, step)
 // pairs in a row when the plan says so ("stream-K"). A tile that is shared by units belongs to the
-// one with its first columns.
+// one with its first columns, which waits for the sums of the others: units with higher numbers.
+// Those have started before it, because units that wait are numbered in the order in which they
+// start, last to first (`ticket`), and they hand their sums over before they wait for anybody. So
+// nobody waits for a block that has not found a multiprocessor yet, whatever else, of this process
+// or another one, is on the GPU.
 #pragma once
 
 #include <stdint.h>
@@ -30,7 +34,7 @@ class TileSchedule {
  public:
   __device__ TileSchedule() {}
 
-  // `tiles`: [kTileGroupsMax + 1] in shared memory. Synchronises the block.
+  // `tiles`: [kTileGroupsMax + 1] in shared memory, of use once the block has synchronised.
   __device__ TileSchedule(const TileLinearArgs& args, int* tiles) : args_(&args), tiles_(tiles) {
     row_tiles_ = 0;
     for (int p = 0; p < args.part_count; ++p) row_tiles_ += RowTiles(p);
@@ -48,13 +52,25 @@ class TileSchedule {
         before += __shfl_sync(~0u, count, 31);
       }
     }
-    __syncthreads();
-    const int blocks = args.plan.blocks;
-    units_ = static_cast<int>(gridDim.x) / blocks;
-    unit_ = static_cast<int>(blockIdx.x) / blocks;
-    const int count = tiles[args.groups];
-    waves_ = args.plan.split ? max(count / units_ - 1, 0) : (count + units_ - 1) / units_;
-    shared_ = max(count - waves_ * units_, 0) * args.steps;
+    units_ = Units(args);
+  }
+
+  __device__ static int Units(const TileLinearArgs& args) {
+    return static_cast<int>(gridDim.x) / args.plan.blocks;
+  }
+  // How many units have started before this one, for plans that are split. By one thread of it.
+  __device__ static uint32_t TakeNumber(const TileLinearArgs& args) {
+    return atomicInc(args.ticket, static_cast<uint32_t>(Units(args)) - 1);
+  }
+
+  // `number`: TakeNumber's, of any use for plans that are split alone.
+  __device__ void Start(uint32_t number) {
+    const TilePlan& plan = args_->plan;
+    unit_ = plan.split ? units_ - 1 - static_cast<int>(number)
+                       : static_cast<int>(blockIdx.x) / plan.blocks;
+    const int count = tiles_[args_->groups];
+    waves_ = plan.split ? max(count / units_ - 1, 0) : (count + units_ - 1) / units_;
+    shared_ = max(count - waves_ * units_, 0) * args_->steps;
     wave_ = group_ = 0;
     work_ = Begin(unit_);
     end_ = Begin(unit_ + 1);

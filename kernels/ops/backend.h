@@ -73,6 +73,10 @@ class Backend {
   // Waits until everything queued on the stream has taken effect. Device faults surface here.
   virtual absl::Status Sync(StreamId stream) = 0;
 
+  // For whoever gives up on what was queued: device code that waits for other device code ends
+  // soon, and with it everything that this process has on the device.
+  virtual void StopWaiting() {}
+
   // An event marks what was queued on the stream before it, each time anew. Waiting returns when
   // all of that has taken effect, at once for an event that marks nothing; device faults surface
   // there. These defaults are for backends that compute before they return.

@@ -91,7 +91,11 @@ Engine::~Engine() {
   changed_.notify_all();
   if (queuer_.joinable()) queuer_.join();
   if (awaiter_.joinable()) awaiter_.join();
+  // What a step that failed had queued may still run, on memory that goes now.
+  if (!failure_.ok()) backend_->Sync(StreamId{}).IgnoreError();
 }
+
+void Engine::Abandon() { backend_->StopWaiting(); }
 
 absl::StatusOr<StepHandle> Engine::Submit(const StepPlan& plan) {
   {

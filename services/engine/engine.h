@@ -7,8 +7,9 @@
 // Threads: Submit from one thread (the owner of the scheduler), Wait from one, which may be
 // another; steps run on threads of the engine's own. KV memory may be read, and pages of it
 // written, by other threads while steps run, as KvCacheView says. The destructor waits for the
-// steps in flight. Errors: a bad plan is InvalidArgument and changes nothing. A step that fails
-// makes the engine unusable: its Wait and everything after return that error.
+// steps in flight, and for what is left of one that failed. Errors: a bad plan is InvalidArgument
+// and changes nothing. A step that fails makes the engine unusable: its Wait and everything after
+// return that error.
 #pragma once
 
 #include <array>
@@ -93,6 +94,10 @@ class Engine {
   // Waits until the step has run, and gives its tokens. Each step is waited for once, in order.
   // DeadlineExceeded leaves the step in flight.
   absl::Status Wait(StepHandle handle, absl::Duration timeout, StepResult* result);
+
+  // Nobody waits for the steps in flight any more: a device that hangs in one gives up if it can,
+  // and is of no more use to the process. From any thread.
+  void Abandon();
 
   // For steps that are submitted from now on. Null takes it away: then it is not called any more,
   // not even by a step that is in flight.

@@ -140,6 +140,21 @@ TEST_F(EngineTest, AFailedStepEndsTheEngine) {
   EXPECT_EQ(engine->Submit(Plan(2, chunks)).status().message(), "step 1: device lost");
 }
 
+// What the step had queued before it failed may still run on the memory that goes.
+TEST_F(EngineTest, WaitsForTheDeviceBeforeMemoryGoesAfterAFailedStep) {
+  for (const bool fails : {false, true}) {
+    auto engine = MakeEngine();
+    if (fails) backend_.FailNextSample(absl::InternalError("no room"));
+    const std::vector<StepChunk> chunks = {Chunk()};
+    auto handle = engine->Submit(Plan(1, chunks));
+    StepResult result;
+    EXPECT_EQ(engine->Wait(*handle, absl::Seconds(30), &result).ok(), !fails);
+    const int64_t before = backend_.num_syncs();
+    engine.reset();
+    EXPECT_EQ(backend_.num_syncs() - before, fails ? 1 : 0);
+  }
+}
+
 TEST_F(EngineTest, RefusesBadPlansAndGoesOn) {
   auto engine = MakeEngine();
   struct Case {

@@ -53,7 +53,11 @@ class FakeBackend : public Backend,
     std::memcpy(host, device, bytes);
     return absl::OkStatus();
   }
-  absl::Status Sync(StreamId) override { return absl::OkStatus(); }
+  absl::Status Sync(StreamId) override {
+    syncs_.fetch_add(1);
+    return absl::OkStatus();
+  }
+  void StopWaiting() override { stopped_waiting_ = true; }
   std::string Describe() const override { return "fake"; }
 
   bool records() const override { return records_; }
@@ -79,6 +83,8 @@ class FakeBackend : public Backend,
   int64_t num_replays() const { return replays_.load(); }
   const KernelCalls* kernel_calls() const override { return &calls_; }
 
+  int64_t num_syncs() const { return syncs_.load(); }
+  bool stopped_waiting() const { return stopped_waiting_.load(); }
   int64_t num_cache_writes() const { return cache_writes_.load(); }
 
   void FailAllocation(std::string what) { fail_allocation_ = std::move(what); }
@@ -176,6 +182,8 @@ class FakeBackend : public Backend,
   bool records_ = false;
   FakeRecording* recording_ = nullptr;
   std::atomic<int64_t> replays_{0};
+  std::atomic<int64_t> syncs_{0};
+  std::atomic<bool> stopped_waiting_{false};
   KernelCalls calls_;
   std::string fail_allocation_;
   std::atomic<int64_t> cache_writes_{0};

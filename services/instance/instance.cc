@@ -236,6 +236,7 @@ void Instance::SubmitPlans(absl::Time now) {
 void Instance::FailEngine(const absl::Status& status, absl::Time now) {
   LogError("the engine has failed", {{"status", status}});
   failed_ = true;
+  engine_->Abandon();
   core_->OnEngineFailed(status, now);
 }
 

@@ -114,6 +114,7 @@ TEST_F(InstanceTest, AStepThatDoesNotEndIsAFailureOfTheEngine) {
   EXPECT_TRUE(absl::IsDeadlineExceeded(done)) << done;
   EXPECT_THAT(std::string(done.message()), testing::HasSubstr("step 1 still runs after 50ms"));
   EXPECT_FALSE(cluster.decode().ready());
+  EXPECT_TRUE(decode_backend_.stopped_waiting());
   cluster.decode().Stop();  // does not wait for the step
   decode_backend_.Release();
 }

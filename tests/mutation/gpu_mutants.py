@@ -78,10 +78,10 @@ MUTANTS = [
     NamedBarrier(1 + consumer, 128);
 """, "    if (thread == 0) more[consumer] = mine.Next(&tile_of[consumer]);\n")),
     _tiles("tiles_shares_there", "the first block of a cluster adds shares before they are there",
-           ("""      ClusterBarrier();
+           ("""      ClusterSync();
       if (rank > 0) return;
 """, "      if (rank > 0) return;\n"),
-           ("    if constexpr (kColumnShares) ClusterBarrier();\n    return;\n", "    return;\n")),
+           ("    if constexpr (kColumnShares) ClusterSync();\n    return;\n", "    return;\n")),
     _tiles("tiles_split_read", "a share of a tile is read before it was announced",
            ("""          *flag = 0;
         }
