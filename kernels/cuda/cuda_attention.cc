@@ -31,6 +31,14 @@ class CudaAttentionOps final : public AttentionOps {
   explicit CudaAttentionOps(const CudaContext& context)
       : context_(context), kv_b_(context), decode_(context, &kv_b_), prompt_(context, &kv_b_) {}
 
+  absl::StatusOr<std::shared_ptr<const void>> Prepare(const MlaWeights& weights,
+                                                      StreamId) override {
+    const bool fast = context_.numerics == Numerics::kFast &&
+                      sluice::MlaPrompt::Takes(weights.dims, weights.cache);
+    if (!fast) return nullptr;
+    return kv_b_.Keep(weights.kv_b);
+  }
+
   absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId) override {
     context_.calls->Count("mla_cache_write", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckMlaCacheWrite(params));

@@ -1,6 +1,7 @@
 // Latent attention on the GPU, by the general kernel and by the one for DeepSeek-V3's dimensions.
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -355,6 +356,73 @@ TEST_F(CudaAttentionTest, LatentAttentionOfV3OnTheTensorCores) {
                 kBf16Error);
     }
   }
+}
+
+// A copy of kv_b in bf16 is used for as long as it is kept, written down as memory that was taken,
+// and never mistaken for that of a weight that took the first one's place.
+TEST_F(CudaAttentionTest, KeptCopiesOfKvBAreNeverStale) {
+  Device fast(Numerics::kFast);
+  const MlaDims dims{16, 128, 64, 128, 512};
+  const int64_t tokens = 3, rows = dims.num_heads * (dims.nope_dim + dims.v_dim);
+  const OwnedTensor q = Random({tokens, dims.num_heads * dims.q_dim()}, 0.5f);
+  OwnedTensor cache(DType::kBF16, {2, kPageTokens, dims.kv_dim()});
+  std::mt19937 random(Seed());
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < cache.size(); ++i) {
+    cache.data<uint16_t>()[i] = F32ToBf16(normal(random));
+  }
+  const OwnedTensor table = MakeI32({1, 2}, {1, 0}), seqs = MakeI32({tokens}, {0, 0, 0});
+  const OwnedTensor positions = MakeI32({tokens}, {0, 64, 100});
+  OwnedWeight weights[2] = {RandomWeight(DType::kF8E4M3, rows, 512, Seed(), 0.04f),
+                            RandomWeight(DType::kF8E4M3, rows, 512, Seed(), 0.04f)};
+  weights[1].scales = weights[0].scales;
+  weights[1].view.scales = weights[1].scales.data();
+  const WeightView place = fast.Up(weights[0]);
+  const TensorView device_q = fast.Up(q), device_cache = fast.Up(cache),
+                   device_table = fast.Up(table), device_seqs = fast.Up(seqs),
+                   device_positions = fast.Up(positions);
+  const auto expect_result_of = [&](const OwnedWeight& kv_b) {
+    const OwnedTensor wanted(DType::kF32, {tokens, dims.num_heads * dims.v_dim});
+    const TensorView out = fast.Up(wanted);
+    ASSERT_TRUE(cpu_->attention()
+                    .MlaAbsorbed({dims, q.view(), kv_b.view, cache.view(), table.view(),
+                                  seqs.view(), positions.view(), 0.135f, wanted.view()},
+                                 {})
+                    .ok());
+    ASSERT_TRUE(fast.backend()
+                    .attention()
+                    .MlaAbsorbed({dims, device_q, place, device_cache, device_table, device_seqs,
+                                  device_positions, 0.135f, out},
+                                 {})
+                    .ok());
+    EXPECT_LT(RelativeError(wanted, fast.Down(out), wanted.size()), kBf16Error);
+  };
+  const auto taken = [&] {
+    return std::string(fast.backend().Allocate(size_t{1} << 50, "more").status().message());
+  };
+  for (const OwnedWeight& now : weights) {
+    for (const bool keeps : {false, true}) {
+      SCOPED_TRACE(keeps ? "kept" : "made by the call");
+      ASSERT_TRUE(fast.backend()
+                      .CopyToDevice(const_cast<void*>(place.data), now.view.data,
+                                    static_cast<size_t>(rows * 512), {})
+                      .ok());
+      std::shared_ptr<const void> kept;
+      if (keeps) {
+        auto prepared = fast.backend().attention().Prepare(
+            {.dims = dims, .kv_b = place, .cache = DType::kBF16}, {});
+        ASSERT_TRUE(prepared.ok());
+        kept = *std::move(prepared);
+        ASSERT_NE(kept, nullptr);
+      }
+      EXPECT_EQ(taken().find("kv_b in bf16 4.2 MB") != std::string::npos, keeps) << taken();
+      expect_result_of(now);
+    }
+  }
+  // Nothing is kept that no kernel would use.
+  EXPECT_EQ(*fast.backend().attention().Prepare(
+                {.dims = dims, .kv_b = place, .cache = DType::kF8E4M3}, {}),
+            nullptr);
 }
 
 }  // namespace

@@ -23,13 +23,15 @@ bool IsAligned(const void* data, uintptr_t bytes) {
 
 }  // namespace
 
-bool MlaPrompt::Takes(const MlaPromptParams& params) {
-  const MlaDims& dims = params.dims;
+bool MlaPrompt::Takes(const MlaDims& dims, DType cache) {
   return dims.nope_dim == kNope && dims.rope_dim == kRope && dims.v_dim == kValue &&
-         dims.kv_lora_rank == kRank && params.cache.dtype == DType::kBF16 &&
-         IsAligned(params.cache.data, 16) && IsAligned(params.q.data, 16) &&
-         params.q.row_stride % 4 == 0 && IsAligned(params.out.data, 8) &&
-         params.out.row_stride % 2 == 0;
+         dims.kv_lora_rank == kRank && cache == DType::kBF16;
+}
+
+bool MlaPrompt::Takes(const MlaPromptParams& params) {
+  return Takes(params.dims, params.cache.dtype) && IsAligned(params.cache.data, 16) &&
+         IsAligned(params.q.data, 16) && params.q.row_stride % 4 == 0 &&
+         IsAligned(params.out.data, 8) && params.out.row_stride % 2 == 0;
 }
 
 absl::Status MlaPrompt::Reserve(int64_t heads, int64_t lse_count) {

@@ -18,6 +18,9 @@ class MlaPrompt {
       : context_(context), copies_(copies), cublas_(context) {}
 
   // 128 + 64 columns of q, values of 128, latents of 512, any number of heads; a cache in bf16.
+  // MlaDecode takes no others.
+  static bool Takes(const MlaDims& dims, DType cache);
+  // The same, and whether addresses and strides suit.
   static bool Takes(const MlaPromptParams& params);
 
   // As kernels/ops/attention.h has it, for what Takes.

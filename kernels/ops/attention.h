@@ -13,7 +13,10 @@
 // "absorb").
 #pragma once
 
+#include <memory>
+
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/base/tensor_view.h"
 #include "kernels/ops/attention_layout.h"
@@ -102,9 +105,25 @@ struct MlaPromptParams {
   TensorView out;  // f32 [T, num_heads * v_dim]
 };
 
+// A layer's kv_b, and how the ops will be called with it.
+struct MlaWeights {
+  MlaDims dims;
+  WeightView kv_b;
+  DType cache = DType::kF32;
+};
+
 class AttentionOps {
  public:
   virtual ~AttentionOps() = default;
+
+  // Makes now, and keeps until the result goes, what calls with this kv_b would each make for
+  // themselves: a copy in another type; null if there is nothing to be made. Until then the weight
+  // must stay where and as it is. The result goes before its backend. ResourceExhausted when the
+  // device has no room.
+  virtual absl::StatusOr<std::shared_ptr<const void>> Prepare(const MlaWeights& /*weights*/,
+                                                              StreamId /*stream*/) {
+    return nullptr;
+  }
   virtual absl::Status MlaCacheWrite(const MlaCacheWriteParams& params, StreamId stream) = 0;
   virtual absl::Status MlaAbsorbed(const MlaAbsorbedParams& params, StreamId stream) = 0;
   virtual absl::Status MlaPrompt(const MlaPromptParams& params, StreamId stream) = 0;

@@ -86,6 +86,12 @@ absl::Status ForwardPass::AllocateMemory() {
     return workspace_.Tensor(name, DType::kI32, shape);
   };
 
+  for (const model::LayerWeights& layer : weights_->layers) {
+    SLUICE_ASSIGN_OR_RETURN(
+        prepared_.emplace_back(),
+        backend_->attention().Prepare(
+            {.dims = dims_, .kv_b = layer.kv_b, .cache = limits_.kv_dtype}, StreamId{}));
+  }
   SLUICE_RETURN_IF_ERROR(AllocateKvCache());
   const std::vector<float> table = model::MakeCosSinTable(config_, limits_.positions_max);
   SLUICE_ASSIGN_OR_RETURN(cos_sin_,

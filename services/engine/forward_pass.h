@@ -131,7 +131,8 @@ class ForwardPass {
   const ForwardLimits limits_;
   const MlaDims dims_;
   Workspace workspace_;
-  std::vector<ExpertViews> experts_;  // one per layer, empty for dense ones
+  std::vector<ExpertViews> experts_;                   // one per layer, empty for dense ones
+  std::vector<std::shared_ptr<const void>> prepared_;  // of each layer's kv_b
 
   DeviceBuffer kv_memory_;
   std::vector<TensorView> kv_cache_;

@@ -83,8 +83,12 @@ void Op(CudaBench& bench, Backend& backend, const Shape& s, DType weights) {
   kv_b_view.cols = kv_b_view.row_stride = kRank;
   if (fp8) kv_b_view.scales = static_cast<const float*>(scales.get());
   kv_b_view.scale_row_stride = 4;
+  const MlaDims dims = {s.heads, 128, 64, kValue, kRank};
+  const auto prepared =
+      backend.attention().Prepare({.dims = dims, .kv_b = kv_b_view, .cache = DType::kBF16}, {});
+  Check(prepared.status());
   const MlaPromptParams params = {
-      .dims = {s.heads, 128, 64, kValue, kRank},
+      .dims = dims,
       .q = TensorView(q.get(), DType::kF32, {rows, s.heads * kQuery}),
       .kv_b = kv_b_view,
       .cache = TensorView(cache.get(), DType::kBF16, {s.sequences * pages, kPageTokens, kWidth}),
