@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/backends/make_backend.h"
 #include "kernels/base/status.h"
 #include "kernels/ops/attention.h"
 #include "services/base/clock.h"
@@ -286,6 +287,7 @@ class App {
 }  // namespace
 
 int RunProgram(int argc, char** argv, std::initializer_list<absl::string_view> roles) {
+  LoadKernelsAtStart();
   ShutdownSignal shutdown;
   const absl::StatusOr<Program> program = StartProgram(argc, argv, roles);
   if (!program.ok()) return ExitWith(program.status());
