@@ -28,6 +28,7 @@ struct Batch {
   float stddev = 0.3f;           // of queries: the larger, the fewer rows decide
   int distinct_pages = 0;        // many sequences may share pages; 0: all have their own
   int tokens_of_sequence = 1;    // the last tokens of each sequence, at positions before the length
+  int padding = 0;               // tokens behind them that are nobody's, as the engine has them
 };
 
 void PrintTo(const Batch& batch, std::ostream* os) { *os << batch.name; }
@@ -52,13 +53,14 @@ Inputs MakeInputs(const Batch& batch, uint32_t seed) {
     pages += PagesFor(length);
   }
   if (batch.distinct_pages > 0) pages = batch.distinct_pages;
-  Inputs in = {sequences * each,
+  const int tokens = sequences * each + batch.padding;
+  Inputs in = {tokens,
                batch.heads,
                {},
                {},
-               OwnedTensor(DType::kBF16, {sequences * each * batch.heads, kColumns}),
+               OwnedTensor(DType::kBF16, {int64_t{tokens} * batch.heads, kColumns}),
                OwnedTensor(DType::kBF16, {pages * kPageTokens, kColumns}),
-               OwnedTensor(DType::kI32, {sequences, pages_max + 1})};
+               OwnedTensor(DType::kI32, {sequences + 1, pages_max + 1})};
   for (int64_t i = 0; i < in.q.size(); ++i) {
     in.q.data<uint16_t>()[i] = F32ToBf16(batch.stddev * normal(random));
   }
@@ -87,6 +89,9 @@ Inputs MakeInputs(const Batch& batch, uint32_t seed) {
       in.positions.push_back(batch.lengths[static_cast<size_t>(s)] - each + i);
     }
   }
+  std::fill_n(in.table.data<int32_t>() + sequences * (pages_max + 1), pages_max + 1, 0);
+  in.seqs.resize(static_cast<size_t>(tokens), sequences);
+  in.positions.resize(static_cast<size_t>(tokens), 0);
   return in;
 }
 
@@ -154,7 +159,9 @@ TEST_P(DecodeCoreTest, IsWhatFloat64Says) {
   args.page_table = gpu.Up(in.table).As<int32_t>();
   args.page_table_stride = in.table.view().row_stride;
   args.seq_of_token = gpu.Up(in.seqs);
-  args.positions = gpu.Up(in.positions);
+  std::vector<int32_t> earlier = in.positions;
+  for (size_t i = 0; i < earlier.size(); ++i) earlier[i] = earlier[i] * static_cast<int>(i % 3) / 3;
+  const int32_t* const rounds[] = {gpu.Up(earlier), gpu.Up(in.positions)};
   args.tokens = in.tokens;
   args.heads = batch.heads;
   args.parts = multiprocessors / groups;
@@ -163,8 +170,9 @@ TEST_P(DecodeCoreTest, IsWhatFloat64Says) {
   args.part_out = poisoned({slots, kRank});
   args.part_lse = poisoned({slots});
   args.pieces = reinterpret_cast<int2*>(poisoned({in.tokens, 2}));
-  // Twice: the second finds what the first left in the scratch memory.
-  for (int round = 0; round < 2; ++round) {
+  // Twice: the second finds what the first, at other positions, left in the scratch memory.
+  for (const int32_t* positions : rounds) {
+    args.positions = positions;
     ASSERT_EQ(cuda::LaunchMlaDecode(args, nullptr), cudaSuccess);
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   }
@@ -210,6 +218,10 @@ INSTANTIATE_TEST_SUITE_P(
         // Many parts share a token, two share it, none does.
         Batch{"long", 16, {5000}}, Batch{"two each", 64, Times(70, {700})},
         Batch{"whole", 16, Times(132, {130})}, Batch{"uneven", 16, Times(50, {1, 64, 333, 700})},
+        // More tokens than a block has threads, and some that are nobody's.
+        Batch{"500 tokens", 16, Times(125, {1, 64, 130, 200})},
+        Batch{.name = "padded", .heads = 128, .lengths = {1, 300, 64}, .padding = 5},
+        Batch{.name = "padded much", .heads = 32, .lengths = {200}, .padding = 399},
         // 100,000 positions beside one.
         Batch{"far apart", 16, {1, 100000, 1, 64}, 0.3f, 16},
         // One row decides, and later rows exceed the maximum so far again and again.
