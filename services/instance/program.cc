@@ -168,6 +168,10 @@ class App {
     if (!backend.ok()) return WithExitCode(backend.status(), kExitPreflight);
     SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source, *std::move(backend), {.tell = LogProgress}));
     SLUICE_RETURN_IF_ERROR(SizeEngine(section_, model_.config, &model_.engine_options));
+    if (model_.engine_options.kv_dtype == DType::kF8E4M3) {
+      LogWarn("KV in FP8: attention is the general kernels', many times slower than over bf16",
+              {{"kv_dtype", model.kv_dtype}});
+    }
     SLUICE_ASSIGN_OR_RETURN(
         engine_, engine::Engine::Create(model_.config, model_.weights, model_.backend.get(),
                                         model_.engine_options));

@@ -18,7 +18,7 @@ namespace sluice::conformance {
 namespace {
 
 constexpr int kPrompts = 6;
-constexpr double kMiddleDiffMax = 1e-2;  // calc_diff of logits
+constexpr double kMiddleDiffMax = 1e-3;  // calc_diff of logits; seen: 1e-5, FP8 weights 1e-4
 constexpr double kOtherBestMax = 0.08;   // share of positions
 
 int64_t Best(absl::Span<const float> logits) {
