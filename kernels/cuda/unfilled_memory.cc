@@ -2,8 +2,9 @@
 //
 // The backend fills whatever it allocates with zeros, so that initcheck would find every read in
 // order. With this the first cudaMemset of a new allocation does nothing: a kernel that reads what
-// no kernel and no copy wrote is reported. All memory comes from cudaMalloc: under initcheck of
-// CUDA 13.0 kernels that touch memory of cuMemCreate fail. tools/sanitize_gpu uses this.
+// no kernel and no copy wrote is reported. Small allocations are filled: flags and counters, which
+// kernels want to begin at zero. All memory comes from cudaMalloc: under initcheck of CUDA 13.0
+// kernels that touch memory of cuMemCreate fail. tools/sanitize_gpu uses this.
 // Threads: any.
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -13,6 +14,8 @@
 #include <string_view>
 
 namespace {
+
+constexpr size_t kFilledBytesMax = 4096;
 
 template <typename Function>
 Function* Real(const char* name) {
@@ -40,7 +43,7 @@ bool TakeUnfilled(const void* memory) {
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   static auto* const real = Real<decltype(cudaMalloc)>("cudaMalloc");
   const cudaError_t error = real(memory, bytes);
-  if (error == cudaSuccess) {
+  if (error == cudaSuccess && bytes > kFilledBytesMax) {
     const std::lock_guard<std::mutex> guard(Lock());
     Unfilled().insert(*memory);
   }
