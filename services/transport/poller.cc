@@ -22,7 +22,8 @@ bool Poller::Add(int descriptor, Owner owner, uint64_t id, uint32_t events) {
 }
 
 void Poller::Change(int descriptor, Owner owner, uint64_t id, uint32_t events) {
-  epoll_event event = Wanted(owner, id, events);
+  // Errors and the other side's end are told of whatever is wanted: then once is enough.
+  epoll_event event = Wanted(owner, id, events == 0 ? uint32_t{EPOLLET} : events);
   (void)epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, descriptor, &event);
 }
 

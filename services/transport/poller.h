@@ -29,6 +29,7 @@ class Poller {
 
   // False: the system refuses.
   bool Add(int descriptor, Owner owner, uint64_t id, uint32_t events);
+  // No events: what the system tells of anyhow (kMayWrite without EPOLLOUT) is told of once.
   void Change(int descriptor, Owner owner, uint64_t id, uint32_t events);
   // Before the descriptor is closed.
   void Remove(int descriptor);
