@@ -20,6 +20,10 @@ constexpr size_t kPieceBytes = 4 << 20;
 constexpr size_t kGapBytesMax = 64 << 10;  // shorter gaps between parts are read too
 constexpr int kBuffers = 2;                // of a thread: one is read while the other is copied
 
+size_t OffsetIn(const MappedFile* file, const char* data) {
+  return file == nullptr ? 0 : static_cast<size_t>(data - file->bytes().data());
+}
+
 }  // namespace
 
 // One thread's buffers.
@@ -43,13 +47,13 @@ class WeightUpload::Worker {
     next_ = (next_ + 1) % kBuffers;
     SLUICE_RETURN_IF_ERROR(upload_.backend_->Wait(*event));
     const Part* const parts = upload_.parts_.data() + piece.first;
-    if (parts[0].file != nullptr) {
+    if (parts[0].file != nullptr && parts[0].in_one()) {
       SLUICE_RETURN_IF_ERROR(parts[0].file->Read(piece.begin, piece.bytes, buffer));
     } else {
-      Gather(parts[0], buffer);
+      SLUICE_RETURN_IF_ERROR(Gather(parts[0], buffer));
     }
     for (size_t i = 0; i < piece.count; ++i) {
-      const size_t offset = parts[i].file == nullptr ? 0 : parts[i].begin - piece.begin;
+      const size_t offset = parts[i].begin - piece.begin;
       SLUICE_RETURN_IF_ERROR(
           upload_.backend_->CopyToDevice(parts[i].to, buffer + offset, parts[i].bytes, StreamId{}));
     }
@@ -65,10 +69,17 @@ class WeightUpload::Worker {
   }
 
  private:
-  static void Gather(const Part& part, char* to) {
+  // A file is read, not its mapping: that would end the process where the file has become shorter.
+  static absl::Status Gather(const Part& part, char* to) {
     for (size_t done = 0, row = 0; done < part.bytes; done += part.row_bytes, ++row) {
-      std::memcpy(to + done, part.from + row * part.stride_bytes, part.row_bytes);
+      const size_t at = row * part.stride_bytes;
+      if (part.file != nullptr) {
+        SLUICE_RETURN_IF_ERROR(part.file->Read(part.begin + at, part.row_bytes, to + done));
+      } else {
+        std::memcpy(to + done, part.from + at, part.row_bytes);
+      }
     }
+    return absl::OkStatus();
   }
 
   WeightUpload& upload_;
@@ -96,34 +107,44 @@ const MappedFile* WeightUpload::FileOf(const char* data) const {
 
 void WeightUpload::Add(const char* from, int64_t rows, size_t row_bytes, size_t stride_bytes,
                        char* to) {
-  const size_t bytes = static_cast<size_t>(rows) * row_bytes;
-  if (bytes == 0) return;
-  if (rows == 1 || row_bytes == stride_bytes) {
-    const MappedFile* const file = FileOf(from);
-    const size_t begin = file == nullptr ? 0 : static_cast<size_t>(from - file->bytes().data());
-    for (size_t done = 0; done < bytes; done += kPieceBytes) {
-      const size_t part = std::min(kPieceBytes, bytes - done);
-      parts_.push_back({.file = file,
-                        .begin = begin + done,
-                        .from = from + done,
-                        .row_bytes = part,
-                        .stride_bytes = part,
-                        .bytes = part,
-                        .to = to + done});
+  if (rows == 0 || row_bytes == 0) return;
+  if (row_bytes == stride_bytes) {
+    AddRow(from, static_cast<size_t>(rows) * row_bytes, to);
+    return;
+  }
+  if (row_bytes > kPieceBytes) {
+    for (int64_t row = 0; row < rows; ++row) {
+      AddRow(from + row * stride_bytes, row_bytes, to + row * row_bytes);
     }
     return;
   }
-  // Columns of a wider matrix are packed from the mapping.
-  const int64_t rows_at_once = std::max<int64_t>(1, kPieceBytes / row_bytes);
+  // Columns of a wider matrix are packed as they are read.
+  const MappedFile* const file = FileOf(from);
+  const int64_t rows_at_once = static_cast<int64_t>(kPieceBytes / row_bytes);
   for (int64_t row = 0; row < rows; row += rows_at_once) {
-    const size_t count = static_cast<size_t>(std::min(rows_at_once, rows - row));
-    parts_.push_back({.file = nullptr,
-                      .begin = 0,
-                      .from = from + row * stride_bytes,
+    const char* const first = from + row * stride_bytes;
+    const auto count = static_cast<size_t>(std::min(rows_at_once, rows - row));
+    parts_.push_back({.file = file,
+                      .begin = OffsetIn(file, first),
+                      .from = first,
                       .row_bytes = row_bytes,
                       .stride_bytes = stride_bytes,
                       .bytes = count * row_bytes,
                       .to = to + row * row_bytes});
+  }
+}
+
+void WeightUpload::AddRow(const char* from, size_t bytes, char* to) {
+  const MappedFile* const file = FileOf(from);
+  for (size_t done = 0; done < bytes; done += kPieceBytes) {
+    const size_t part = std::min(kPieceBytes, bytes - done);
+    parts_.push_back({.file = file,
+                      .begin = OffsetIn(file, from + done),
+                      .from = from + done,
+                      .row_bytes = part,
+                      .stride_bytes = part,
+                      .bytes = part,
+                      .to = to + done});
   }
 }
 
@@ -134,7 +155,8 @@ std::vector<WeightUpload::Piece> WeightUpload::Pieces() {
   std::vector<Piece> pieces;
   for (size_t i = 0; i < parts_.size(); ++i) {
     const Part& part = parts_[i];
-    if (part.file != nullptr && !pieces.empty() && parts_[i - 1].file == part.file) {
+    if (part.file != nullptr && part.in_one() && i > 0 && parts_[i - 1].file == part.file &&
+        parts_[i - 1].in_one()) {
       Piece& last = pieces.back();
       const size_t end = part.begin + part.bytes;
       if (part.begin <= last.begin + last.bytes + kGapBytesMax && end <= last.begin + kPieceBytes) {

@@ -36,14 +36,17 @@ class WeightUpload {
  private:
   struct Part {
     const MappedFile* file;  // null: plain memory, read at `from`
-    size_t begin;            // in the file
+    size_t begin;            // in the file, or 0
     const char* from;
     size_t row_bytes;     // of memory with gaps between rows; else all of it
     size_t stride_bytes;  // likewise
     size_t bytes;         // without gaps
     char* to;
+
+    bool in_one() const { return bytes == row_bytes; }
   };
-  // What is read at once: parts that lie close together in one file, or one part of memory.
+  // What is read at once: parts that lie close together in one file, or one part of memory or with
+  // gaps.
   struct Piece {
     size_t first, count;  // of parts_
     size_t begin, bytes;  // what is read of the file
@@ -52,7 +55,7 @@ class WeightUpload {
 
   // The file that the bytes lie in, or null.
   const MappedFile* FileOf(const char* data) const;
-  void AddPart(Part part);
+  void AddRow(const char* from, size_t bytes, char* to);
   std::vector<Piece> Pieces();
 
   Backend* const backend_;

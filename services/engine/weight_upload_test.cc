@@ -47,6 +47,7 @@ TEST(WeightUploadTest, EveryPartLandsInItsPlace) {
       {in_a + 11 * kMiB, 1, 17, 17},               // to the end of the file
       {in_b, 1, 300000, 300000},                   // all of a file
       {in_b + 7, 100, 33, 2000},                   // columns of a wider matrix
+      {in_a + 3, 2, 5 * kMiB, 6 * kMiB},           // each longer than a buffer
       {memory.data() + 3, 1, 4 * kMiB, 4 * kMiB},  // plain memory
       {memory.data() + 9, 1000, 5000, 5001},
       {memory.data(), 0, 5, 5},
@@ -87,15 +88,19 @@ TEST(WeightUploadTest, NothingToDoIsWellDone) {
 }
 
 TEST(WeightUploadTest, SaysWhatTheDiskCannotDeliver) {
-  const auto file = MakeFile("cut", 9 * kMiB);
-  FakeBackend backend;
-  WeightUpload upload(&backend, {file});
-  std::string out(9 * kMiB, '\0');
-  upload.Add(file->bytes().data(), 1, out.size(), out.size(), out.data());
-  ASSERT_EQ(truncate(file->path().c_str(), 5 * kMiB), 0);
-  const absl::Status status = upload.Run(2, {});
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(status.message()), testing::HasSubstr(file->path()));
+  for (const size_t stride : {size_t{1000}, size_t{3000}}) {
+    SCOPED_TRACE(stride);
+    const auto file = MakeFile("cut", 9 * kMiB);
+    FakeBackend backend;
+    WeightUpload upload(&backend, {file});
+    const auto rows = static_cast<int64_t>(9 * kMiB / stride);
+    std::string out(static_cast<size_t>(rows) * 1000, '\0');
+    upload.Add(file->bytes().data(), rows, 1000, stride, out.data());
+    ASSERT_EQ(truncate(file->path().c_str(), 5 * kMiB), 0);
+    const absl::Status status = upload.Run(2, {});
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr(file->path()));
+  }
 }
 
 TEST(WeightUploadTest, SaysWhenThereIsNoPinnedMemory) {
