@@ -302,7 +302,7 @@ class EvalTest(unittest.TestCase):
         with Cluster(BIN, prefill=1, decode=1, sections={"prefill": instances, "decode": instances}) as cluster:
             done = subprocess.run(
                 [pathlib.Path(BIN) / "sluice", "eval", "--endpoint", f"http://{cluster.http}", "--data", f"{MODEL}/eval.jsonl",
-                 "--batch", "64", "--limit", limit, "--json"], capture_output=True, text=True, check=False)
+                 "--batch", "64", "--limit", limit, "--json"], capture_output=True, text=True, timeout=240)
             self.assertEqual(done.returncode, 0, done.stderr)
             report = json.loads(done.stdout)
             print(report["right"], "of", report["total"], "right;", done.stderr.splitlines()[-1], file=sys.stderr)
