@@ -136,7 +136,11 @@ class CudaPageMover final : public PageMover {
             {.jobs = slot.jobs, .sums = slot.sums, .count = static_cast<int32_t>(copies.size())},
             stream_),
         "starting to move KV"));
-    SLUICE_RETURN_IF_ERROR(CudaStatus(cudaEventRecord(slot.event, stream_), "moving KV"));
+    if (absl::Status status = CudaStatus(cudaEventRecord(slot.event, stream_), "moving KV");
+        !status.ok()) {
+      cudaStreamSynchronize(stream_);  // nothing else tells when the copies have ended
+      return status;
+    }
     auto batch = std::make_unique<CudaPageBatch>(std::move(free_.back()), &free_);
     free_.pop_back();
     if (wake_ != nullptr) {
