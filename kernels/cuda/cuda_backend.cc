@@ -168,7 +168,11 @@ class CudaBackend final : public Backend {
     absl::StatusOr<DeviceBuffer> buffer = AllocateSharedCuda(context_.device, bytes, what);
     if (absl::IsResourceExhausted(buffer.status())) return OutOfMemory(context_, bytes, what);
     // What cannot be handed over serves as well: KV is staged through the host then.
-    if (!buffer.ok()) return Allocate(bytes, what);
+    if (!buffer.ok()) {
+      SLUICE_ASSIGN_OR_RETURN(DeviceBuffer private_buffer, Allocate(bytes, what));
+      private_buffer.why_no_handle = std::string(buffer.status().message());
+      return private_buffer;
+    }
     SLUICE_RETURN_IF_ERROR(
         CudaStatus(cudaMemsetAsync(buffer->memory.get(), 0, bytes, context_.stream), what));
     buffer->memory = std::shared_ptr<void>(

@@ -17,7 +17,8 @@ namespace sluice {
 // ResourceExhausted: no room.
 absl::StatusOr<DeviceBuffer> AllocateSharedCuda(int device, size_t bytes, const std::string& what);
 
-// What another process allocated so, on this GPU or one that this reaches, for reading.
+// What another process allocated so, on this GPU or one that this reaches, for reading; where the
+// driver has no such mapping, for writing too, which nobody is to do.
 // FailedPrecondition, with the driver's reason: it is something else, or out of reach. The memory
 // stays as long as it is mapped, also when the process that allocated it has ended.
 absl::StatusOr<DeviceBuffer> MapSharedCuda(int device, const MemoryHandle& handle);

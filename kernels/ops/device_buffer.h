@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace sluice {
@@ -21,6 +22,7 @@ struct DeviceBuffer {
   std::shared_ptr<void> memory;
   size_t bytes = 0;
   std::shared_ptr<const MemoryHandle> handle;  // null: other processes cannot map it
+  std::string why_no_handle;                   // where one was asked for
   template <typename T>
   T* As() const {
     return static_cast<T*>(memory.get());

@@ -68,8 +68,9 @@ struct KvCacheView {
   int64_t page_tokens = 0;
   int64_t row_bytes = 0;  // one token in one layer
   // How other processes of this host map the memory, layer 0's first byte at offset 0; null where
-  // they cannot. The engine's.
+  // they cannot, with the reason if they were to. The engine's.
   std::shared_ptr<const MemoryHandle> handle;
+  std::string why_no_handle;
 
   int64_t page_bytes() const { return page_tokens * row_bytes; }
 };
@@ -117,8 +118,9 @@ class Engine {
   size_t memory_bytes() const;
   // Which kernels have served the backend's ops. From any thread. Null if it does not count.
   const KernelCalls* kernel_calls() const { return backend_->kernel_calls(); }
-  // What takes longer hangs: a minute on a device that holds the weights; half an hour where the
-  // first step of a large model may read them from a disk.
+  // What takes longer hangs: a minute on a device that holds the weights, ten where it computes
+  // with exact numerics; half an hour where the first step of a large model may read them from a
+  // disk.
   absl::Duration step_limit() const;
 
  private:

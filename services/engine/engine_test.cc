@@ -89,6 +89,45 @@ class EngineTest : public ::testing::Test {
   SamplingParams sampling_{.max_tokens = 10};
 };
 
+TEST(EngineKvCacheTest, TellsWhyOtherProcessesCannotMapIt) {
+  struct PrivateBackend final : FakeBackend {
+    absl::StatusOr<DeviceBuffer> AllocateShareable(size_t bytes, const std::string& what) override {
+      absl::StatusOr<DeviceBuffer> buffer = Allocate(bytes, what);
+      buffer->why_no_handle = "an old driver";
+      return buffer;
+    }
+  } backend;
+  const auto engine = Engine::Create(SmallConfig(), SmallWeights(), &backend,
+                                     {.slots_max = 2, .step_tokens_max = 8, .kv_pages = 4});
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  EXPECT_EQ((*engine)->kv_cache().handle, nullptr);
+  EXPECT_EQ((*engine)->kv_cache().why_no_handle, "an old driver");
+}
+
+TEST(EngineStepLimitTest, IsThatOfTheSlowestKernels) {
+  struct DeviceBackend final : FakeBackend {
+    bool reads_host_memory() const override { return false; }
+  } device;
+  FakeBackend host;
+  auto weights = SmallWeights();
+  weights->on_device = true;
+  const struct {
+    Backend* backend;
+    DType kv_dtype;
+    absl::Duration limit;
+  } cases[] = {{&host, DType::kF32, absl::Minutes(30)},
+               {&host, DType::kBF16, absl::Minutes(30)},
+               {&device, DType::kF32, absl::Minutes(10)},
+               {&device, DType::kBF16, absl::Minutes(1)}};
+  for (const auto& c : cases) {
+    const auto engine = Engine::Create(
+        SmallConfig(), weights, c.backend,
+        {.slots_max = 2, .step_tokens_max = 8, .kv_pages = 4, .kv_dtype = c.kv_dtype});
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    EXPECT_EQ((*engine)->step_limit(), c.limit);
+  }
+}
+
 TEST_F(EngineTest, GivesOneTokenForEachSamplingChunkInOrder) {
   auto engine = MakeEngine();
   std::vector<StepChunk> chunks(3, Chunk());

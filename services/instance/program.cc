@@ -193,7 +193,8 @@ class App {
     if (hello_.role() != v1::ROLE_MIXED) {
       SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<PageMover> mover, model_.backend->MakePageMover());
       if (mover != nullptr && engine_->kv_cache().handle == nullptr) {
-        LogWarn("KV goes through the host: this GPU hands no memory to other processes");
+        LogWarn("KV goes through the host: this GPU hands no memory to other processes",
+                {{"reason", engine_->kv_cache().why_no_handle}});
       }
       SLUICE_ASSIGN_OR_RETURN(transport_,
                               transport::MakeSocketTransport({.memory = KvMemoryOf(*engine_),

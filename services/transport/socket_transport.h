@@ -1,7 +1,8 @@
 // KV transfer between processes over sockets: through shared memory between processes of one host,
 // over TCP between hosts. The receiver's thread copies pages into the leased ones within the call
-// that brings them, so Close waits for one copy at most, and a sender that stalls in the middle of
-// a page holds nothing up.
+// that brings them, so Close waits for one copy at most; with a PageMover for the batches of its
+// device that are queued by then, other leases' too. A sender that stalls in the middle of a page
+// holds nothing up.
 //
 // One thread a transport moves everything; it sleeps when there is nothing to move. A receiver is
 // given up when it has not been heard of for `silence_max` while something is asked of it, or when
