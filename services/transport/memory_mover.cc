@@ -67,6 +67,12 @@ DeviceBuffer AllocateMappable(size_t bytes) {
           .handle = std::shared_ptr<const MemoryHandle>(owned, &owned->handle)};
 }
 
+absl::StatusOr<DeviceBuffer> MapMappable(const MemoryHandle& handle) {
+  std::shared_ptr<void> range = MapChunks(handle, PROT_READ);
+  if (range == nullptr) return absl::FailedPreconditionError("no memory of ours");
+  return DeviceBuffer{.memory = std::move(range), .bytes = handle.bytes, .handle = nullptr};
+}
+
 void MemoryMoverFaults::Hold(bool held) {
   {
     const std::lock_guard lock(mutex_);
@@ -138,10 +144,8 @@ absl::StatusOr<DeviceBuffer> MemoryMover::AllocateStaging(size_t bytes) {
 }
 
 absl::StatusOr<DeviceBuffer> MemoryMover::Map(const MemoryHandle& handle) {
-  std::shared_ptr<void> range;
-  if (!faults_->refuse_maps_) range = MapChunks(handle, PROT_READ);
-  if (range == nullptr) return absl::FailedPreconditionError("no memory of ours");
-  return DeviceBuffer{.memory = std::move(range), .bytes = handle.bytes, .handle = nullptr};
+  if (faults_->refuse_maps_) return absl::FailedPreconditionError("maps are refused");
+  return MapMappable(handle);
 }
 
 absl::StatusOr<std::unique_ptr<PageBatch>> MemoryMover::Queue(absl::Span<const PageCopy> copies,

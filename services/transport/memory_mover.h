@@ -46,6 +46,8 @@ class MemoryMoverFaults {
 
 // Memory as AllocateShareable of a GPU gives it: zero-filled, in two chunks where there is room.
 DeviceBuffer AllocateMappable(size_t bytes);
+// As PageMover::Map of what AllocateMappable gave, to another process perhaps.
+absl::StatusOr<DeviceBuffer> MapMappable(const MemoryHandle& handle);
 
 class MemoryMover final : public PageMover {
  public:
