@@ -307,6 +307,31 @@ TEST(ManyPeersTest, ADeviceServesThemInTurn) {
   }
 }
 
+// The same at the other end, in all media.
+TEST(ManyPeersTest, AReceiverTakesFromAllOfThem) {
+  constexpr KvLayout kMany{.layers = 32, .pages = 12 * 32, .page_rows = 1, .row_bytes = 8};
+  for (const Medium medium : {Medium::kBest, Medium::kSharedMemory, Medium::kTcp}) {
+    SCOPED_TRACE(static_cast<int>(medium));
+    DeviceNetwork network(medium);
+    Side to(&network, kMany, 11);
+    std::vector<std::unique_ptr<Side>> peers;
+    std::vector<Box<absl::Status>> sent;
+    network.faults[0]->Hold(true);
+    for (uint32_t i = 0; i < 12; ++i) {
+      Side& from = *peers.emplace_back(std::make_unique<Side>(&network, kMany, 20 + i));
+      std::vector<uint32_t> pages(32);
+      std::iota(pages.begin(), pages.end(), 32 * i);
+      const v1::Lease lease = to.MakeLease(i + 1, 0, pages);
+      ASSERT_EQ(to.Open(lease, 32, {}), absl::OkStatus());
+      const TransferId transfer = from.Begin(lease, sent.emplace_back());
+      ASSERT_EQ(from.transport->sender().Write(transfer, AllWrites(kMany, lease, 1)),
+                absl::OkStatus());
+    }
+    network.faults[0]->Hold(false);
+    for (const Box<absl::Status>& box : sent) EXPECT_EQ(CodeOf(box), absl::StatusCode::kOk);
+  }
+}
+
 using MappedTransportTest = DeviceTransportTest;
 INSTANTIATE_TEST_SUITE_P(Media, MappedTransportTest, testing::Values(Medium::kBest));
 
