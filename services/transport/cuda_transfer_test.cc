@@ -211,6 +211,34 @@ TEST(CudaPages, MapsNothingButMemoryThatFits) {
   EXPECT_EQ(Gpu().Sync({}), absl::OkStatus());
 }
 
+// Sends pages that are not there, and says what is known of the device after that.
+[[noreturn]] void SendFromNowhere() {
+  const GpuSide to(1, 22);
+  KvMemory nowhere = to.memory;
+  nowhere.handle = nullptr;
+  for (std::byte*& layer : nowhere.layers) layer = reinterpret_cast<std::byte*>(4096);
+  const auto from =
+      *MakeSocketTransport({.memory = nowhere, .mover = *Gpu().MakePageMover(), .incarnation = 11});
+  const bool was_well = from->CheckDevice(kPatience).ok();
+  const v1::Lease lease = to.LeaseOfAll(1);
+  Box<absl::Status> sent;
+  const auto transfer = from->sender().Begin(
+      lease, kPatience,
+      [sent](TransferId, const absl::Status& status) mutable { sent.Put(status); });
+  const absl::Status named =
+      from->sender().Write(*transfer, AllWrites(kLayout, lease, kLayout.page_rows));
+  sent.Wait();
+  const absl::Status status = from->CheckDevice(kPatience);
+  std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  std::_Exit(was_well && named.ok() && absl::IsInternal(status) ? 7 : 8);
+}
+
+TEST(CudaFailureDeathTest, ADeviceThatFailsInACopyIsKnown) {
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  EXPECT_EXIT(SendFromNowhere(), testing::ExitedWithCode(7),
+              "moving KV: CUDA says cudaErrorIllegalAddress");
+}
+
 class CudaTransferTest : public testing::TestWithParam<Medium> {};
 INSTANTIATE_TEST_SUITE_P(Media, CudaTransferTest,
                          testing::Values(Medium::kBest, Medium::kSharedMemory, Medium::kTcp));
