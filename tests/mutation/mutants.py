@@ -15,7 +15,7 @@ STEP = "services/engine/step_buffers.cc"
 GATE = "kernels/cpu/gate_row.cc"
 MOE = "kernels/cpu/cpu_moe.cc"
 ROWS = "kernels/cpu/row_kernels.cc"
-LINEAR = "kernels/cpu/linear_exact_kernels.cc"
+LINEAR = "kernels/cpu/linear_dot.h"
 WEIGHTS = "kernels/cpu/weight_rows.cc"
 ABSORBED = "kernels/cpu/mla_absorbed.cc"
 PROMPT = "kernels/cpu/mla_prompt.cc"
@@ -124,7 +124,7 @@ MUTANTS = [
     # FP8 scales.
     Mutant("partial_blocks", "partial scale blocks left unscaled", LINEAR,
            "Set1(scale_rows[n][block])",
-           "Set1(chunk_end - chunk_begin < scale_columns.block ? 1.0f : scale_rows[n][block])"),
+           "Set1(end - k < columns.block ? 1.0f : scale_rows[n][block])"),
     Mutant("scale_rows_of_tile", "scale rows counted from the tile, not the matrix", LINEAR,
            "(w.row_begin + n) / w.scale_block", "n / w.scale_block"),
     Mutant("scale_of_first_block", "kv_b scaled by its first block everywhere", WEIGHTS,
@@ -154,11 +154,11 @@ MUTANTS = [
     Mutant("cache_row_off", "tokens written one row too far", STEP,
            "kPageTokens + position % kPageTokens", "kPageTokens + (position + 1) % kPageTokens"),
     Mutant("samples_first_row", "logits of a piece's first token", STEP,
-           "last_row_of_chunk_[i] = num_tokens - 1;",
-           "last_row_of_chunk_[i] = num_tokens - chunk.tokens.size();"),
+           "last_row_of_chunk_[i] = num_tokens_ - 1;",
+           "last_row_of_chunk_[i] = num_tokens_ - chunk.tokens.size();"),
     Mutant("sample_position_zero", "samples attend from the step's first position", STEP,
-           "Ints(sample_positions)[num_samples] = Ints(positions)[row];",
-           "Ints(sample_positions)[num_samples] = Ints(positions)[0];"),
+           "Ints(inputs.sample_positions)[num_samples] = Ints(inputs.positions)[row];",
+           "Ints(inputs.sample_positions)[num_samples] = Ints(inputs.positions)[0];"),
     Mutant("samples_of_first_seqs", "unobserved samples attend to the first sequences", FORWARD,
            ".seq_of_token = batch.sample_seqs,",
            ".seq_of_token = batch.seq_of_token.Prefix(batch.num_samples),", "invariance_test"),
