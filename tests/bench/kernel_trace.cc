@@ -18,8 +18,13 @@ namespace {
 constexpr size_t kBufferBytes = 8 << 20;
 constexpr size_t kAlignment = 8;
 
+struct Span {        // nanoseconds
+  std::string name;  // mangled
+  uint64_t start, end;
+};
+
 std::mutex mutex;
-std::map<std::string, KernelTime> times;  // by mangled name
+std::vector<Span> spans;
 
 void Check(CUptiResult result) {
   if (result == CUPTI_SUCCESS) return;
@@ -41,9 +46,7 @@ void CUPTIAPI OnBufferFull(CUcontext, uint32_t, uint8_t* buffer, size_t, size_t 
   while (cuptiActivityGetNextRecord(buffer, valid_bytes, &record) == CUPTI_SUCCESS) {
     if (record->kind != CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) continue;
     const auto* kernel = reinterpret_cast<const CUpti_ActivityKernel10*>(record);
-    KernelTime& time = times[kernel->name];
-    ++time.calls;
-    time.us += 1e-3 * static_cast<double>(kernel->end - kernel->start);
+    spans.push_back({kernel->name, kernel->start, kernel->end});
   }
   std::free(buffer);
 }
@@ -81,7 +84,7 @@ void StartKernelTrace() {
   Check(cuptiActivityFlushAll(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED));
   {
     const std::lock_guard lock(mutex);
-    times.clear();
+    spans.clear();
   }
   Check(cuptiActivityEnable(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL));
 }
@@ -91,6 +94,15 @@ std::vector<KernelTime> StopKernelTrace() {
   Check(cuptiActivityFlushAll(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED));
   Check(cuptiActivityDisable(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL));
   const std::lock_guard lock(mutex);
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.end < b.end; });
+  std::map<std::string, KernelTime> times;
+  uint64_t ended = 0;
+  for (const Span& span : spans) {
+    KernelTime& time = times[span.name];
+    ++time.calls;
+    time.us += 1e-3 * static_cast<double>(span.end - std::max(span.start, ended));
+    ended = span.end;
+  }
   std::vector<KernelTime> sorted;
   for (const auto& [name, time] : times) sorted.push_back({Readable(name), time.calls, time.us});
   std::sort(sorted.begin(), sorted.end(),
