@@ -148,14 +148,17 @@ __global__ void __launch_bounds__(kTileThreads, 1)
                     kGated ? tile.row : tile.row + kBox, kWeightHint);
           }
         };
-        // Two steps at once, which lie beside each other in memory.
-        for (int k = tile.begin; k < tile.end; k += 2) {
+        // Two steps at once, which lie beside each other in memory, where the ring is deep enough
+        // to wait for two places of it.
+        constexpr int kAtOnce = kStages < 6 ? 1 : 2;
+        for (int k = tile.begin; k < tile.end; k += kAtOnce) {
           BarrierWait(empty_at(stage), phase ^ 1);
           const int at = stage;
           step_on();
-          if (k + 1 < tile.end) BarrierWait(empty_at(stage), phase ^ 1);
+          const bool two = kAtOnce == 2 && k + 1 < tile.end;
+          if (two) BarrierWait(empty_at(stage), phase ^ 1);
           fetch(k, at);
-          if (k + 1 < tile.end) {
+          if (two) {
             fetch(k + 1, stage);
             step_on();
           }

@@ -4,16 +4,22 @@
     python3 tests/bench/h200.py build/cuda/bin --write docs/benchmarks/h200.md
 
 Runs the benches of kernels and of whole steps one after the other, some ten minutes in all, and replaces
-what stands between the page's two marks. Names behind --only (linear, attention, prompt, small, steps) run
-those alone and leave the other sections of the page as they are.
+what stands between the page's two marks. Names behind --only (steps, start, linear, attention, prompt, small) run
+those alone and leave the other sections of the page as they are. "start" writes a checkpoint of 16 GB into a
+temporary folder (TMPDIR), and removes it.
 """
 import argparse
+import functools
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
+TOKENIZER = HERE.parents[1] / "deploy/models/sluice-tiny"
 V3, V2_LITE = HERE / "deepseek_v3.json", HERE / "deepseek_v2_lite.json"
 DECODE, PREFILL = "128x4096", "4x4096"  # the slices whose figures stand by themselves
 KERNELS = {
@@ -112,14 +118,39 @@ def steps_section(bin_dir):
     return out
 
 
+def start_section(bin_dir):
+    """From the start of a process to its first token, DeepSeek-V2-Lite with FP8 weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(TOKENIZER / name, folder)
+        run([bin_dir / "make_checkpoint", "--config", V2_LITE, "--out", folder, "--dtype", "fp8", "--shard-bytes", "4G"])
+        command = [bin_dir / "sluice", "generate", "--model", folder, "--device", "cuda", "--numerics", "fast",
+                   "--prompt-token-ids", "5,6,7,8", "--max-tokens", "1", "--json"]
+        out = ["### From a process's start to its first token: DeepSeek-V2-Lite, FP8", "",
+               "    sluice generate --device cuda --numerics fast --prompt-token-ids 5,6,7,8 --max-tokens 1 --json --model DIR", "",
+               "| weights | s, three times: start to end, CUDA's own start included |", "|---|---|"]
+        for what, options in (("a checkpoint of 16 GB, in the page cache", []), ("--load-format dummy", ["--load-format", "dummy"])):
+            seconds = []
+            for _ in range(3):
+                begin = time.monotonic()
+                run(command + options)
+                seconds.append(f"{time.monotonic() - begin:.2f}")
+            out.append(f"| {what} | {', '.join(seconds)} |")
+    return out + [""]
+
+
+SECTIONS = {"steps": steps_section, "start": start_section,
+            **{name: functools.partial(kernel_section, name=name) for name in KERNELS}}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bin_dir", type=pathlib.Path)
     parser.add_argument("--write", type=pathlib.Path, metavar="PAGE")
-    parser.add_argument("--only", nargs="+", choices=["steps", *KERNELS], default=["steps", *KERNELS])
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     options = parser.parse_args()
     for name in options.only:
-        section = steps_section(options.bin_dir) if name == "steps" else kernel_section(options.bin_dir, name)
+        section = SECTIONS[name](options.bin_dir)
         if options.write is None:
             continue
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
