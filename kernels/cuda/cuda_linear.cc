@@ -210,7 +210,9 @@ class CudaLinearOps final : public LinearOps {
   }
 
   absl::Status OnTiles(const char* op, TileLinear* tiles, const TileProduct& product) {
-    context_.calls->Count(op, tiles == &fp8_ ? "fp8_wgmma" : "bf16_wgmma");
+    context_.calls->Count(op, tiles->OnCublasLt(product) ? "fp8_cublaslt"
+                              : tiles == &fp8_           ? "fp8_wgmma"
+                                                         : "bf16_wgmma");
     return tiles->Run(product);
   }
 

@@ -156,9 +156,9 @@ TEST_F(CudaLinearTest, Fp8ProductsAreThoseOfTheQuantizedActivations) {
   Device fast(Numerics::kFast);
   const struct {
     int64_t m, n, k;
-  } sizes[] = {{0, 64, 128},   {1, 36, 128},     {1, 576, 1536},  {15, 64, 256},
-               {16, 128, 384}, {17, 132, 128},   {33, 200, 1536}, {64, 260, 256},
-               {65, 64, 2048}, {128, 1000, 128}, {129, 260, 512}, {300, 576, 640}};
+  } sizes[] = {{0, 64, 128},    {1, 36, 128},    {1, 576, 1536}, {15, 64, 256},  {16, 128, 384},
+               {17, 132, 128},  {33, 200, 1536}, {64, 260, 256}, {65, 64, 2048}, {128, 1000, 128},
+               {129, 260, 512}, {300, 576, 640}, {132, 272, 512}};
   for (const auto& size : sizes) {
     SCOPED_TRACE(testing::Message() << size.m << " x " << size.n << " x " << size.k);
     const OwnedTensor x = Random({size.m, size.k});
@@ -390,6 +390,41 @@ TEST_F(CudaLinearTest, TwoBackendsShareAGpu) {
     }
     for (std::thread& thread : threads) thread.join();
     for (Side& side : sides) ExpectSame(alone, side.device.Down(side.out), 4);
+  }
+}
+
+TEST_F(CudaLinearTest, CublasLtComputesTheSame) {
+  Device fast(Numerics::kFast);
+  const CudaContext context = ContextOf(fast);
+  TileLinear tiles(context, DType::kF8E4M3);
+  const struct {
+    int64_t m, n, k;
+    bool taken = true;
+  } sizes[] = {{4, 128, 512},         {64, 576, 512},       {256, 272, 2048},
+               {300, 1008, 1536},     {259, 128, 512},  // three rows by our kernel
+               {512, 144, 512},       {3, 128, 512, false}, {256, 128, 640, false},
+               {256, 136, 512, false}};
+  for (const auto& size : sizes) {
+    SCOPED_TRACE(testing::Message() << size.m << " x " << size.n << " x " << size.k);
+    const OwnedTensor x = Random({size.m, size.k});
+    const OwnedTensor rounded = Quantized(x, size.m, size.k);
+    const OwnedWeight w = RandomWeight(DType::kF8E4M3, size.n, size.k, Seed(), 1.0f);
+    const TensorView device_x = fast.Up(x);
+    const WeightView device_w = fast.Up(w);
+    for (const bool accumulate : {false, true}) {
+      const OwnedTensor wanted =
+          accumulate ? Random({size.m, size.n}) : OwnedTensor(DType::kF32, {size.m, size.n});
+      const TensorView out = fast.Up(wanted);
+      const TileProduct product{
+          .x = device_x, .weights = {&device_w, 1}, .outs = {&out, 1}, .accumulate = accumulate};
+      ASSERT_EQ(tiles.CublasLtTakes(product), size.taken);
+      if (!size.taken) continue;
+      ASSERT_TRUE(
+          cpu_->linear().Linear({rounded.view(), w.view, wanted.view(), accumulate}, {}).ok());
+      const absl::Status status = tiles.RunOnCublasLt(product);
+      ASSERT_TRUE(status.ok()) << status;
+      EXPECT_LT(RelativeError(wanted, fast.Down(out), wanted.size()), kTensorCoreError);
+    }
   }
 }
 

@@ -12,11 +12,17 @@ namespace {
 
 constexpr int64_t kBlock = 128;  // rows and columns of a weight's scale, columns of an activation's
 constexpr int64_t kStepBytes = 128;
+constexpr int64_t kCublasLtRows = 4;  // of x: it takes multiples
 constexpr int kTokensMax = 256, kOutputsMax = 128;
 
 bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 int64_t ScaleStride(int64_t rows) { return (rows + 3) / 4 * 4; }
+
+// Of the first row and column of the view.
+const float* ScalesOf(const WeightView& w) {
+  return w.scales + w.row_begin / kBlock * w.scale_row_stride + w.col_begin / kBlock;
+}
 
 }  // namespace
 
@@ -26,7 +32,8 @@ TileLinear::TileLinear(const CudaContext& context, DType dtype)
       element_bytes_(DTypeBytes(dtype)),
       tables_([this](const WeightView& w) {
         return ToTileWeight(w, cuda::WeightBoxRows(kOutputsMax, /*gated=*/false));
-      }) {}
+      }),
+      cublas_lt_(context) {}
 
 bool TileLinear::TakesWeight(const WeightView& w) const {
   if (w.dtype != dtype_ || w.cols * element_bytes_ % kStepBytes != 0 || w.rows % 4 != 0 ||
@@ -50,12 +57,28 @@ bool TileLinear::Takes(const TileProduct& product) const {
          std::all_of(product.ups.begin(), product.ups.end(), takes);
 }
 
+bool TileLinear::CublasLtTakes(const TileProduct& product) const {
+  if (dtype_ != DType::kF8E4M3 || product.grouped() || product.weights.size() != 1 ||
+      !product.ups.empty()) {
+    return false;
+  }
+  const WeightView& w = product.weights[0];
+  const int64_t blocks = w.cols / kBlock;
+  return product.rows() >= kCublasLtRows && w.rows % 16 == 0 && w.cols % kBlock == 0 &&
+         blocks % 4 == 0 && w.scale_row_stride == blocks && Aligned(ScalesOf(w));
+}
+
+bool TileLinear::OnCublasLt(const TileProduct& product) const {
+  return CublasLtIsFaster(product.rows(), product.rows() % kCublasLtRows == 0) &&
+         CublasLtTakes(product);
+}
+
 absl::StatusOr<cuda::TileWeight> TileLinear::ToTileWeight(const WeightView& w, int box_rows) const {
   cuda::TileWeight weight{};
   SLUICE_ASSIGN_OR_RETURN(weight.map, MakeByteMap(w.data, w.rows, w.cols * element_bytes_,
                                                   w.row_stride * element_bytes_, box_rows));
   if (dtype_ == DType::kF8E4M3) {
-    weight.scales = w.scales + w.row_begin / kBlock * w.scale_row_stride + w.col_begin / kBlock;
+    weight.scales = ScalesOf(w);
     weight.scale_stride = w.scale_row_stride;
   }
   return weight;
@@ -72,7 +95,7 @@ absl::Status TileLinear::Reserve(int64_t rows, int64_t cols) {
       .status();
 }
 
-absl::Status TileLinear::MakeOperand(const TileProduct& product, cuda::TileLinearArgs* args) {
+absl::Status TileLinear::MakeOperand(const TileProduct& product) {
   const int64_t rows = product.rows(), cols = product.weights[0].cols;
   const bool placed = product.pair_rows.data != nullptr;
   SLUICE_RETURN_IF_ERROR(Reserve(rows, cols));
@@ -91,23 +114,45 @@ absl::Status TileLinear::MakeOperand(const TileProduct& product, cuda::TileLinea
       .scales = x_scales_.As<float>(),
       .scale_stride = ScaleStride(rows),
   };
-  args->x_scales = operand.scales;
-  args->x_scale_stride = operand.scale_stride;
-  // No more rows than there are, when that is known here.
-  const int64_t tile_rows =
-      product.grouped() ? args->plan.tokens : std::min<int64_t>(rows, args->plan.tokens);
-  const int64_t boxes = args->plan.sharing == cuda::Sharing::kTokens ? 2 : 1;
-  args->x_box_rows = static_cast<int32_t>((tile_rows + 8 * boxes - 1) / (8 * boxes) * 8);
-  SLUICE_ASSIGN_OR_RETURN(args->x, MakeByteMap(x_.get(), rows, cols * element_bytes_,
-                                               cols * element_bytes_, args->x_box_rows));
   return dtype_ == DType::kF8E4M3
              ? CudaStatus(cuda::LaunchQuantize(operand, context_.stream), "quantising activations")
              : CudaStatus(cuda::LaunchRoundOperand(operand, context_.stream),
                           "rounding activations");
 }
 
+absl::Status TileLinear::RunOnCublasLt(const TileProduct& product) {
+  const int64_t rest = product.rows() % kCublasLtRows;
+  if (rest > 0) {
+    const int64_t most = product.rows() - rest;
+    const TensorView out = product.outs[0].Prefix(most), last = product.outs[0].Slice(most, rest);
+    TileProduct part = product;
+    part.x = product.x.Prefix(most);
+    part.outs = {&out, 1};
+    SLUICE_RETURN_IF_ERROR(RunOnCublasLt(part));
+    part.x = product.x.Slice(most, rest);
+    part.outs = {&last, 1};
+    return Run(part);
+  }
+  SLUICE_RETURN_IF_ERROR(MakeOperand(product));
+  const WeightView& w = product.weights[0];
+  return cublas_lt_.Multiply({.m = product.rows(),
+                              .n = w.rows,
+                              .k = w.cols,
+                              .x = x_.get(),
+                              .x_scales = x_scales_.As<float>(),
+                              .w = w.data,
+                              .w_stride = w.row_stride,
+                              .w_scales = ScalesOf(w),
+                              .out = product.outs[0].As<float>(),
+                              .out_stride = product.outs[0].row_stride,
+                              .accumulate = product.accumulate});
+}
+
 absl::Status TileLinear::Run(const TileProduct& product) {
   if (product.x.rows() == 0) return absl::OkStatus();
+  if (OnCublasLt(product)) return RunOnCublasLt(product);
+  // Not in service, because step_tokens is smaller than what cuBLASLt is for.
+  if (dtype_ == DType::kF8E4M3) SLUICE_RETURN_IF_ERROR(cublas_lt_.Start());
   TileProblem problem{.rows = product.rows(),
                       .groups = 1,
                       .grouped = product.grouped(),
@@ -165,7 +210,15 @@ absl::Status TileLinear::Run(const TileProduct& product, const cuda::TilePlan& p
       SLUICE_ASSIGN_OR_RETURN(args.up, ToTileWeight(product.ups[0], box_rows));
     }
   }
-  SLUICE_RETURN_IF_ERROR(MakeOperand(product, &args));
+  SLUICE_RETURN_IF_ERROR(MakeOperand(product));
+  args.x_scales = x_scales_.As<float>();
+  args.x_scale_stride = ScaleStride(product.rows());
+  // No more rows than there are, when that is known here.
+  const int64_t rows = product.rows(), bytes = product.weights[0].cols * element_bytes_;
+  const int64_t tile_rows = product.grouped() ? plan.tokens : std::min<int64_t>(rows, plan.tokens);
+  const int64_t boxes = plan.sharing == cuda::Sharing::kTokens ? 2 : 1;
+  args.x_box_rows = static_cast<int32_t>((tile_rows + 8 * boxes - 1) / (8 * boxes) * 8);
+  SLUICE_ASSIGN_OR_RETURN(args.x, MakeByteMap(x_.get(), rows, bytes, bytes, args.x_box_rows));
   args.partial = partial_.As<float>();
   args.flags = flags_.As<uint32_t>();
   args.ticket = args.flags + 2 * context_.multiprocessors;

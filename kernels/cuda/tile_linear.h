@@ -1,11 +1,12 @@
-// Products with weights on the tensor cores by our own kernels (tile_linear.cuh): block-scaled FP8,
-// x quantised to FP8 with one scale per row and 128 columns, as DeepSeek-V3's reference does it;
-// and bf16, x rounded to bf16.
+// Products with weights on the tensor cores by our own kernels (tile_linear.cuh), or by cuBLASLt
+// where that is faster: block-scaled FP8, x quantised to FP8 with one scale per row and 128
+// columns, as DeepSeek-V3's reference does it; and bf16, x rounded to bf16.
 #pragma once
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/base/tensor_view.h"
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/tile_linear_launch.h"
 #include "kernels/cuda/weight_tables.h"
@@ -37,18 +38,26 @@ class TileLinear {
 
   // For what Takes. The first call with a span of grouped weights waits for the stream.
   absl::Status Run(const TileProduct& product);
+  // Whether that is by cuBLASLt.
+  bool OnCublasLt(const TileProduct& product) const;
+
+  // By one or the other, whatever is faster. RunOnCublasLt: what CublasLtTakes, too.
   absl::Status Run(const TileProduct& product, const cuda::TilePlan& plan);
+  bool CublasLtTakes(const TileProduct& product) const;
+  absl::Status RunOnCublasLt(const TileProduct& product);
 
  private:
   bool TakesWeight(const WeightView& w) const;
   absl::StatusOr<cuda::TileWeight> ToTileWeight(const WeightView& w, int box_rows) const;
   absl::Status Reserve(int64_t rows, int64_t cols);
-  absl::Status MakeOperand(const TileProduct& product, cuda::TileLinearArgs* args);
+  // x as operands, into x_ and x_scales_.
+  absl::Status MakeOperand(const TileProduct& product);
 
   const CudaContext& context_;
   const DType dtype_;
   const int64_t element_bytes_;
   WeightTables<cuda::TileWeight> tables_;
+  CublasLt cublas_lt_;
   CudaScratch partial_, flags_, x_, x_scales_;
 };
 

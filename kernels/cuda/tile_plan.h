@@ -21,4 +21,8 @@ struct TileProblem {
 cuda::TilePlan Fp8Plan(const TileProblem& problem);
 cuda::TilePlan Bf16Plan(const TileProblem& problem);
 
+// Whether cuBLASLt does a dense FP8 product of one weight sooner than any of our plans. Not
+// `whole`: the last rows are a product of their own.
+bool CublasLtIsFaster(int64_t rows, bool whole);
+
 }  // namespace sluice

@@ -71,6 +71,27 @@ void Dense(CudaBench& bench, Backend& backend, int64_t m, int64_t n, int64_t k, 
             });
 }
 
+// The head, whose weights are bf16.
+void Head(CudaBench& bench, Backend& backend, int64_t m) {
+  const int64_t n = 129280, k = 7168;
+  const std::string shape = absl::StrCat("m=", m, " n=", n, " k=", k);
+  if (!bench.Wants("head", shape)) return;
+  const DeviceMemory w = RandomBf16(n * k, 1, 1), x = RandomF32(m * k, 1, 3),
+                     out = Zeros(m * n * 4);
+  const TensorView x_view(x.get(), DType::kF32, {m, k}), out_view(out.get(), DType::kF32, {m, n});
+  const WeightView weight{
+      .data = w.get(), .dtype = DType::kBF16, .rows = n, .cols = k, .row_stride = k};
+  bench.Run({.name = "head",
+             .shape = shape,
+             .flops = 2.0 * static_cast<double>(m * n * k),
+             .flops_max = kBf16Flops,
+             .bytes = static_cast<double>(2 * n * k + 4 * m * (n + k)),
+             .copies = 1},
+            StreamOf(backend), [&](int) {
+              Check(backend.linear().Linear({.x = x_view, .w = weight, .out = out_view}, {}));
+            });
+}
+
 // Gate, up and SwiGLU of one weight each.
 void Gated(CudaBench& bench, Backend& backend, int64_t m, int64_t n, int64_t k) {
   const std::string shape = absl::StrCat("m=", m, " n=", n, " k=", k);
@@ -243,9 +264,9 @@ void RunAll(CudaBench& bench) {
     const struct {
       int64_t m;
       Peer peer;
-    } sizes[] = {{1, s.at_1},     {8, {}},           {16, s.at_16},
-                 {32, {}},        {64, s.at_64},     {128, s.at_128},
-                 {256, s.at_256}, {1024, s.at_1024}, {4096, s.at_4096}};
+    } sizes[] = {{1, s.at_1},       {8, {}},           {16, s.at_16},   {32, {}},
+                 {64, s.at_64},     {128, s.at_128},   {256, s.at_256}, {512, {}},
+                 {1024, s.at_1024}, {4096, s.at_4096}, {16384, {}}};
     for (const auto& size : sizes) Dense(bench, *backend, size.m, s.n, s.k, size.peer);
   }
   for (const int64_t m : {1, 8, 32, 64, 128, 256}) {
@@ -253,6 +274,7 @@ void RunAll(CudaBench& bench) {
     Gated(bench, *backend, m, 2048, 7168);   // the shared expert
     Gated(bench, *backend, m, 18432, 7168);  // a dense layer
     Dense(bench, *backend, m, 7168, 18432, Peer());
+    Head(bench, *backend, m);
   }
   for (const GroupedShape& s : kGrouped) {
     Grouped(bench, *backend, 9, s.m, 2048, 7168, /*gated=*/true, s.gate_up);
