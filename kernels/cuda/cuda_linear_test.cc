@@ -428,6 +428,53 @@ TEST_F(CudaLinearTest, CublasLtComputesTheSame) {
   }
 }
 
+// The weights of a layer of DeepSeek-V3 as they are served, with the plans that they are served by.
+// Some rows of x are compared, of tiles' edges and of their middle.
+TEST_F(CudaLinearTest, Fp8ProductsAtDeepSeekV3Shapes) {
+  Device fast(Numerics::kFast);
+  const struct {
+    int64_t n, k;
+    bool gated;
+  } weights[] = {{2112, 7168, false}, {24576, 1536, false}, {7168, 16384, false},
+                 {2048, 7168, true},  {7168, 2048, false},  {7168, 18432, false}};
+  for (const auto& shape : weights) {
+    const OwnedWeight w = RandomWeight(DType::kF8E4M3, shape.n, shape.k, Seed(), 1.0f);
+    const OwnedWeight up =
+        shape.gated ? RandomWeight(DType::kF8E4M3, shape.n, shape.k, Seed(), 1.0f) : OwnedWeight();
+    const WeightView device_w = fast.Up(w), device_up = shape.gated ? fast.Up(up) : WeightView();
+    for (const int64_t m : {1, 64, 128, 256, 1027}) {
+      SCOPED_TRACE(testing::Message() << m << " x " << shape.n << " x " << shape.k);
+      const OwnedTensor x = Random({m, shape.k});
+      const TensorView device_x = fast.Up(x), out = fast.Up(OwnedTensor(DType::kF32, {m, shape.n}));
+      if (shape.gated) {
+        ASSERT_TRUE(
+            fast.backend().linear().GatedLinear({device_x, device_w, device_up, out}, {}).ok());
+      } else {
+        ASSERT_TRUE(fast.backend().linear().Linear({device_x, device_w, out}, {}).ok());
+      }
+      const OwnedTensor all = fast.Down(out);
+      std::vector<int64_t> rows = {0, m / 3, m / 2 - m / 2 % 64, m - 1};
+      const int64_t count = static_cast<int64_t>(rows.size());
+      const OwnedTensor some(DType::kF32, {count, shape.k}), got(DType::kF32, {count, shape.n}),
+          wanted(DType::kF32, {count, shape.n});
+      for (int64_t i = 0; i < count; ++i) {
+        std::copy_n(x.data<float>() + rows[i] * shape.k, shape.k, some.data<float>() + i * shape.k);
+        std::copy_n(all.data<float>() + rows[i] * shape.n, shape.n,
+                    got.data<float>() + i * shape.n);
+      }
+      const OwnedTensor rounded = Quantized(some, count, shape.k);
+      if (shape.gated) {
+        ASSERT_TRUE(
+            cpu_->linear().GatedLinear({rounded.view(), w.view, up.view, wanted.view()}, {}).ok());
+      } else {
+        ASSERT_TRUE(cpu_->linear().Linear({rounded.view(), w.view, wanted.view()}, {}).ok());
+      }
+      EXPECT_LT(RelativeError(wanted, got, wanted.size()), kTensorCoreError);
+      for (int64_t i = 0; i < all.size(); ++i) ASSERT_FALSE(std::isnan(all.data<float>()[i])) << i;
+    }
+  }
+}
+
 TEST_F(CudaLinearTest, GroupsAndGatesOfBf16AreThoseOfTheRoundedActivations) {
   Device fast(Numerics::kFast);
   const struct {

@@ -18,6 +18,7 @@ import urllib.request
 
 MODEL = "deploy/models/sluice-tiny"
 DEVICE = "cpu"  # of every instance
+NUMERICS = "exact"
 
 
 def free_ports(count):
@@ -53,7 +54,7 @@ class Cluster:
         base = 20000 + os.getpid() % 600 * 20
         self.metrics = {}
         config = {
-            "model": {"dir": os.path.abspath(MODEL), "numerics": "exact"},
+            "model": {"dir": os.path.abspath(MODEL), "numerics": NUMERICS},
             "router": {"http": address(), "grpc": address(), "attach": address(), "admin": address()},
             "balancer": {"grpc": address(), "metrics": address()},
             "logging": {"level": "info", "format": "text"},

@@ -1,9 +1,10 @@
 """The cluster as its clients meet it, whole and hurt: processes are really killed.
 
-usage: cluster_test.py BIN_DIR [--device NAME] [TESTS]     (from the root of the sources; ctest does that)
+usage: cluster_test.py BIN_DIR [--device NAME] [--numerics exact|fast] [--model DIR] [TESTS]
+(from the root of the sources; ctest does that)
 
 With `--device cuda` all instances share one GPU:
-cluster_test.py build/cuda/bin --device cuda EvalTest HurtTest.test_a_killed_decode_does_not_end_the_stream
+cluster_test.py build/cuda/bin --device cuda --numerics fast --model deploy/models/sluice-tiny-fp8 EvalTest
 """
 
 import json
@@ -21,9 +22,10 @@ import unittest
 import urllib.error
 
 import cluster as clusters
-from cluster import MODEL, Cluster, make_certificate
+from cluster import Cluster, make_certificate
 
 BIN = ""
+PROBLEMS = "deploy/models/sluice-tiny/eval.jsonl"
 QUESTION = {"messages": [{"role": "user", "content": "What is 47 + 85?"}], "temperature": 0}
 # Long enough to be interrupted: it goes on to the limit.
 LONG = {"prompt": "The", "temperature": 0, "max_tokens": 1200, "ignore_eos": True}
@@ -38,10 +40,10 @@ def wait_for(condition, timeout=10):
 
 def make_long_model(folder):
     """The tiny model's geometry and tokenizer with room for 65,536 tokens; without weights."""
-    for file in pathlib.Path(MODEL).iterdir():
+    for file in pathlib.Path(clusters.MODEL).iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, folder)
-    config = json.loads((pathlib.Path(MODEL) / "config.json").read_text()) | {"max_position_embeddings": 65536}
+    config = json.loads((pathlib.Path(clusters.MODEL) / "config.json").read_text()) | {"max_position_embeddings": 65536}
     (pathlib.Path(folder) / "config.json").write_text(json.dumps(config))
 
 
@@ -240,7 +242,7 @@ class LogTest(unittest.TestCase):
 
         free = "127.0.0.1:0"
         instances = {"count": 1, "threads": 1, "kv_pages": 64, "admin": free, "metrics": free}
-        config = {"model": {"dir": str(pathlib.Path(MODEL).resolve())},
+        config = {"model": {"dir": str(pathlib.Path(clusters.MODEL).resolve())},
                   "router": {"http": free, "grpc": free, "attach": free, "admin": free},
                   "prefill": instances, "decode": instances, "balancer": {"grpc": free, "metrics": free},
                   "logging": {"format": "json", "level": "debug"}, "timeouts": {"drain": "5s"}}
@@ -276,7 +278,7 @@ class ExitStatusTest(unittest.TestCase):
 
     def test_the_status_says_what_is_wrong(self):
         free = "127.0.0.1:0"
-        good = {"model": {"dir": str(pathlib.Path(MODEL).resolve())}, "mixed": {"count": 1},
+        good = {"model": {"dir": str(pathlib.Path(clusters.MODEL).resolve())}, "mixed": {"count": 1},
                 "router": {"http": free, "grpc": free, "attach": free, "admin": free},
                 "balancer": {"grpc": free, "metrics": free}}
         with socket.socket() as other:
@@ -301,7 +303,7 @@ class EvalTest(unittest.TestCase):
         instances = {"slots": 64, "kv_pages": 2048}
         with Cluster(BIN, prefill=1, decode=1, sections={"prefill": instances, "decode": instances}) as cluster:
             done = subprocess.run(
-                [pathlib.Path(BIN) / "sluice", "eval", "--endpoint", f"http://{cluster.http}", "--data", f"{MODEL}/eval.jsonl",
+                [pathlib.Path(BIN) / "sluice", "eval", "--endpoint", f"http://{cluster.http}", "--data", PROBLEMS,
                  "--batch", "64", "--limit", limit, "--json"], capture_output=True, text=True, timeout=240)
             self.assertEqual(done.returncode, 0, done.stderr)
             report = json.loads(done.stdout)
@@ -491,7 +493,7 @@ class HurtTest(unittest.TestCase):
 
 if __name__ == "__main__":
     BIN = sys.argv.pop(1)
-    if sys.argv[1:2] == ["--device"]:
-        clusters.DEVICE = sys.argv[2]
+    while sys.argv[1:2] and sys.argv[1] in ("--device", "--numerics", "--model"):
+        setattr(clusters, sys.argv[1][2:].upper(), sys.argv[2])
         del sys.argv[1:3]
     unittest.main(verbosity=2)

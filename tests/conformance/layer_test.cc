@@ -316,12 +316,16 @@ TEST_P(LayerTest, MixtureOfExpertsAtTrueShapes) {
                                    .expert_ids = ids,
                                    .slot_of_expert = t.Ints(slot_of_expert),
                                    .offsets = offsets,
-                                   .pair_rows = pair_rows,
-                                   .rows_x = pairs},
+                                   .pair_rows = pair_rows},
                                   stream));
   const TensorView inner = t.Zeros(DType::kF32, {count * kTopK, kExpertWidth});
-  ASSERT_OK(backend.linear().GroupedGatedLinear(
-      {.x = pairs, .gates = gates, .ups = ups, .offsets = offsets, .out = inner}, stream));
+  ASSERT_OK(backend.linear().GroupedGatedLinear({.x = x,
+                                                 .gates = gates,
+                                                 .ups = ups,
+                                                 .offsets = offsets,
+                                                 .out = inner,
+                                                 .pair_rows = pair_rows},
+                                                stream));
   ASSERT_OK(backend.linear().GroupedLinear(
       {.x = inner, .weights = downs, .offsets = offsets, .out = pairs}, stream));
 
