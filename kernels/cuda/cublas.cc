@@ -1,5 +1,6 @@
 #include "kernels/cuda/cublas.h"
 
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,7 +13,11 @@ constexpr size_t kWorkspaceBytes = 32 << 20;
 
 absl::Status ToStatus(cublasStatus_t status, absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": cuBLAS says ", cublasGetStatusName(status)));
+  const std::string message = absl::StrCat(what, ": cuBLAS says ", cublasGetStatusName(status));
+  // It also calls a GPU without room for it one that is not initialised.
+  const bool no_room =
+      status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_NOT_INITIALIZED;
+  return no_room ? absl::ResourceExhaustedError(message) : absl::InternalError(message);
 }
 
 }  // namespace

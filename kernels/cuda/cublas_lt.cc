@@ -1,6 +1,7 @@
 #include "kernels/cuda/cublas_lt.h"
 
 #include <algorithm>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -15,7 +16,11 @@ constexpr uint32_t kAlignment = 16;
 
 absl::Status ToStatus(cublasStatus_t status, absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": cuBLASLt says ", cublasLtGetStatusName(status)));
+  const std::string message = absl::StrCat(what, ": cuBLASLt says ", cublasLtGetStatusName(status));
+  // It also calls a GPU without room for it one that is not initialised.
+  const bool no_room =
+      status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_NOT_INITIALIZED;
+  return no_room ? absl::ResourceExhaustedError(message) : absl::InternalError(message);
 }
 
 // An object of cuBLASLt and what destroys it.

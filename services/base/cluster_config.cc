@@ -108,7 +108,7 @@ void Describe(ConfigVisitor& v, InstanceSection& s) {
     v.Problem("device", std::string(device.status().message()));
   }
   v.Int("threads", &s.threads, 0, 1024);
-  v.Int("slots", &s.slots, 1, 65536);
+  v.Int("slots", &s.slots, 1, 4096);
   v.Int("step_tokens", &s.step_tokens, 1, 1 << 20);
   v.OptionalInt("kv_pages", &s.kv_pages, 1, int64_t{1} << 40);
   v.OptionalSize("kv_memory", &s.kv_memory, 1 << 20, 64 * kTiB);

@@ -145,7 +145,7 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
       // Types.
       {"mixed: 3", "x.yaml:4: mixed: must be a map"},
       {"mixed: [1]", "mixed: must be a map"},
-      {"mixed: {slots: }", "mixed.slots: is empty; wanted a whole number, 1 to 65536"},
+      {"mixed: {slots: }", "mixed.slots: is empty; wanted a whole number, 1 to 4096"},
       {"mixed: {slots: {}}", "mixed.slots: is a map; wanted a whole number"},
       {"mixed: {slots: []}", "mixed.slots: is a list; wanted a whole number"},
       {"mixed: {slots: many}", "mixed.slots: is 'many'; wanted a whole number"},

@@ -6,11 +6,16 @@
 #include "kernels/backends/make_backend.h"
 #include "kernels/base/status.h"
 #include "kernels/ops/attention.h"
+#include "services/base/log.h"
 #include "services/engine/device_weights.h"
 
 namespace sluice::instance {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackendOf(const ModelSource& source) {
+  if (source.exact() && source.device != "cpu") {
+    LogWarn("numerics is exact: the GPU's tensor cores stay idle, fast is many times faster",
+            {{"device", source.device}, {"numerics", source.numerics}});
+  }
   return MakeBackend({.device = source.device,
                       .threads = source.threads,
                       .numerics = source.exact() ? Numerics::kExact : Numerics::kFast});
