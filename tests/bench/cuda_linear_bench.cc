@@ -1,6 +1,7 @@
 // Matrix products with weights on the GPU: DeepSeek-V3's shapes through the ops, as the engine
 // calls them, so with the quantisation of the activations.
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -182,6 +183,41 @@ void Grouped(CudaBench& bench, Backend& backend, int groups, int64_t m, int64_t 
             });
 }
 
+// Gate and up of a slice's 9 experts as the engine asks for them: of so many tokens, each of which
+// is a row of 8 experts in turn.
+void Routed(CudaBench& bench, Backend& backend, int64_t tokens) {
+  const int64_t slots = 9, top_k = 8, n = 2048, k = 7168, pairs = tokens * top_k;
+  const std::string shape = absl::StrCat("t=", tokens, " top 8 of 9 n=", n, " k=", k);
+  if (!bench.Wants("routed gated", shape)) return;
+  const double bytes = static_cast<double>(2 * slots * n * k);
+  const int copies = CopiesBeyondL2(bytes);
+  const Fp8Weights weights(copies, slots, n, k, 1), ups(copies, slots, n, k, 5);
+  const DeviceMemory x = RandomF32(tokens * k, 1, 3), out = Zeros(pairs * n * 4);
+  std::vector<int32_t> ends(slots + 1), rows(pairs);
+  for (int64_t pair = 0; pair < pairs; ++pair) ++ends[pair % slots + 1];
+  std::partial_sum(ends.begin(), ends.end(), ends.begin());
+  std::vector<int32_t> next(ends.begin(), ends.end() - 1);
+  for (int64_t pair = 0; pair < pairs; ++pair) rows[pair] = next[pair % slots]++;
+  const DeviceMemory offsets = Upload(ends), pair_rows = Upload(rows);
+  bench.Run({.name = "routed gated",
+             .shape = shape,
+             .flops = 4.0 * static_cast<double>(pairs * n * k),
+             .flops_max = kFp8Flops,
+             .bytes = bytes + static_cast<double>(4 * (tokens * k + pairs * n)),
+             .copies = copies},
+            StreamOf(backend), [&](int i) {
+              const int copy = i % copies;
+              Check(backend.linear().GroupedGatedLinear(
+                  {.x = TensorView(x.get(), DType::kF32, {tokens, k}),
+                   .gates = weights[copy],
+                   .ups = ups[copy],
+                   .offsets = TensorView(offsets.get(), DType::kI32, {slots + 1}),
+                   .out = TensorView(out.get(), DType::kF32, {pairs, n}),
+                   .pair_rows = TensorView(pair_rows.get(), DType::kI32, {tokens, top_k})},
+                  {}));
+            });
+}
+
 // The better of DeepGEMM and cuBLASLt for the same product of quantised activations, measured on
 // the same kind of card.
 struct DenseShape {
@@ -280,6 +316,7 @@ void RunAll(CudaBench& bench) {
     Grouped(bench, *backend, 9, s.m, 2048, 7168, /*gated=*/true, s.gate_up);
     Grouped(bench, *backend, 9, s.m, 7168, 2048, /*gated=*/false, s.down);
   }
+  for (const int64_t tokens : {1, 8, 32, 64, 128, 256, 16384}) Routed(bench, *backend, tokens);
   // One expert of a GPU that holds but one.
   Grouped(bench, *backend, 1, 256, 2048, 7168, /*gated=*/true, {});
   Grouped(bench, *backend, 1, 256, 7168, 2048, /*gated=*/false, {});

@@ -177,13 +177,12 @@ void Experts(CudaBench& bench, Backend& backend, int64_t tokens) {
                                  .expert_ids = I32(ids, tokens, kTopK),
                                  .slot_of_expert = I32(slot_of_expert, kExperts),
                                  .offsets = I32(offsets, kSlots + 1),
-                                 .pair_rows = I32(pair_rows, tokens, kTopK),
-                                 .rows_x = F32(rows, pairs, kHidden)},
+                                 .pair_rows = I32(pair_rows, tokens, kTopK)},
                                 {}));
   };
   permute(0);
-  bench.Run({.name = "permute", .shape = shape, .bytes = Bytes((tokens + pairs) * kHidden * 4)},
-            StreamOf(backend), permute);
+  bench.Run({.name = "permute", .shape = shape, .bytes = Bytes(2 * pairs * 4)}, StreamOf(backend),
+            permute);
   bench.Run({.name = "combine", .shape = shape, .bytes = Bytes((3 * tokens + pairs) * kHidden * 4)},
             StreamOf(backend), [&](int) {
               Check(backend.moe().Combine({.rows = F32(rows, pairs, kHidden),

@@ -30,6 +30,7 @@
 #include "CLI/App.hpp"
 #include "CLI/Config.hpp"
 #include "CLI/Formatter.hpp"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/base/status.h"
@@ -99,7 +100,16 @@ class Steps {
     sampling_.seed = submitted_;
     return engine_->Submit({.number = ++submitted_, .chunks = chunks_}).status();
   }
-  absl::Status Wait() { return engine_->Wait({++waited_}, absl::Minutes(2), &result_); }
+  absl::Status Wait() {
+    SLUICE_RETURN_IF_ERROR(engine_->Wait({++waited_}, absl::Minutes(2), &result_));
+    for (const engine::SlotResult& slot : result_.slots) {
+      for (const engine::SampledToken& token : slot.tokens) {
+        // Such numbers are quicker to multiply.
+        if (token.not_finite) return absl::DataLossError("logits are not finite");
+      }
+    }
+    return absl::OkStatus();
+  }
   // One step after another, two in flight.
   absl::Status Next() {
     SLUICE_RETURN_IF_ERROR(Submit());
@@ -184,10 +194,23 @@ class StepBench {
                 median * 1e6, seconds.front() * 1e6, seconds.back() * 1e6,
                 static_cast<double>(tokens) / median, mhz);
     std::fflush(stdout);
+    SLUICE_RETURN_IF_ERROR(CheckKernels(*engine));
     return tells_kernels_ ? TellKernels(&steps, absl::StrCat(kind, " ", shape)) : absl::OkStatus();
   }
 
  private:
+  // A slice is measured for what DeepSeek-V3's kernels do.
+  absl::Status CheckKernels(const engine::Engine& engine) const {
+    if (!even_experts_) return absl::OkStatus();
+    for (const KernelCalls::Entry& entry : engine.kernel_calls()->Snapshot()) {
+      if (absl::StrContains(entry.kernel, "general")) {
+        return absl::FailedPreconditionError(
+            absl::StrCat(entry.op, " ran on the kernel for any geometry, ", entry.kernel));
+      }
+    }
+    return absl::OkStatus();
+  }
+
   // Lines for programs: "kernel", the case, name, calls and microseconds of one step.
   static absl::Status TellKernels(Steps* steps, const std::string& name) {
     StartKernelTrace();
