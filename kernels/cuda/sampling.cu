@@ -2,7 +2,7 @@
 // logits in shared memory, so that memory is read once whatever a row asks for.
 //
 // Compiled without fused multiply-adds: for equal logits the tokens are the CPU's. The cut that
-// top_k and top_p come down to (kernels/cpu/sample_row.h) is found by histograms of 512 bins, each
+// top_k and top_p come down to (kernels/cpu/sample_row.h) is found by histograms of 256 bins, each
 // over the bin that the one before found. Design: kernels/docs/sampling.md.
 #include "kernels/base/counter_rng.h"
 #include "kernels/cuda/device.cuh"
