@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -176,11 +177,16 @@ TEST_F(ExactPrefixCacheTest, ReceivedKvGivesTheSameBits) {
   const engine::KvCacheView to = decode.raw_engine()->kv_cache();
   ASSERT_EQ(from.layers.size(), static_cast<size_t>(model_.config.num_hidden_layers));
   const absl::Span<const int32_t> held = prefills.PagesOf(1);
+  std::vector<std::byte> page(to.page_bytes());
   for (size_t layer = 0; layer < from.layers.size(); ++layer) {
     for (size_t i = 0; i < reservation->pages.size(); ++i) {
-      std::memcpy(to.layers[layer] + reservation->pages[i] * to.page_bytes(),
-                  from.layers[layer] + held[reservation->first_page + i] * from.page_bytes(),
-                  to.page_bytes());
+      const std::byte* const source =
+          from.layers[layer] + held[reservation->first_page + i] * from.page_bytes();
+      ASSERT_TRUE(prefill.backend()->CopyToHost(page.data(), source, page.size(), {}).ok());
+      ASSERT_TRUE(prefill.backend()->Sync({}).ok());
+      std::byte* const target = to.layers[layer] + reservation->pages[i] * to.page_bytes();
+      ASSERT_TRUE(decode.backend()->CopyToDevice(target, page.data(), page.size(), {}).ok());
+      ASSERT_TRUE(decode.backend()->Sync({}).ok());
     }
   }
   prefills.ReleaseHeld(1);

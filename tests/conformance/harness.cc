@@ -37,15 +37,20 @@ TestModel LoadModel(const std::string& dir, const model::LoadOptions& options) {
 
 class Recorder : public engine::StepTap {
  public:
-  Recorder(Backend* backend, StepRecord* record) : backend_(backend), record_(record) {}
+  Recorder(Backend* backend, const std::vector<Piece>& pieces, StepRecord* record)
+      : backend_(backend), pieces_(static_cast<int64_t>(pieces.size())), record_(record) {
+    for (const Piece& piece : pieces) tokens_ += piece.count;
+  }
 
   void OnHidden(int64_t layer, const TensorView& hidden) override {
-    if (layer >= 0) record_->hidden.push_back(Elements<float>(hidden));
+    if (layer >= 0) record_->hidden.push_back(Elements<float>(hidden.Prefix(tokens_)));
   }
   void OnExperts(int64_t, const TensorView& ids, const TensorView&) override {
-    record_->experts.push_back(Elements<int32_t>(ids));
+    record_->experts.push_back(Elements<int32_t>(ids.Prefix(tokens_)));
   }
-  void OnLogits(const TensorView& logits) override { record_->logits = Elements<float>(logits); }
+  void OnLogits(const TensorView& logits) override {
+    record_->logits = Elements<float>(logits.Prefix(pieces_));
+  }
 
  private:
   template <typename T>
@@ -60,6 +65,8 @@ class Recorder : public engine::StepTap {
   }
 
   Backend* const backend_;
+  const int64_t pieces_;
+  int64_t tokens_ = 0;
   StepRecord* const record_;
 };
 
@@ -81,7 +88,7 @@ Harness::Harness(const TestModel& model, const HarnessOptions& options)
 
 StepRecord Harness::Step(const std::vector<Piece>& pieces) {
   StepRecord record;
-  Recorder recorder(backend_.get(), &record);
+  Recorder recorder(backend_.get(), pieces, &record);
   engine_->SetTap(&recorder);
   record.sampled = Run(pieces);
   engine_->SetTap(nullptr);

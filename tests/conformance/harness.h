@@ -83,6 +83,7 @@ class Harness {
   std::vector<float> LogitsAtEveryPosition(absl::Span<const int32_t> ids);
 
   engine::Engine* raw_engine() { return engine_.get(); }
+  Backend* backend() { return backend_.get(); }
   int64_t vocab_size() const { return engine_->config().vocab_size; }
 
  private:
