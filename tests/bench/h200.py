@@ -79,13 +79,14 @@ def kernel_section(bin_dir, name):
     command = [bin_dir / program]
     lines = run(command)
     out = [f"### {title}", ""] + heading(lines, command)
-    last = None
-    for case, shape, us, _, _, tflops, gbps, bound, share, peer, peer_us, mhz in rows(lines):
-        if case != last:
-            out += ["", f"**{case}**", "", "| shape | us | TFLOPS | GB/s | bound, us | share of it | peer | MHz |", "|---|---|---|---|---|---|---|---|"]
-            last = case
-        beside = f"{peer} {float(peer_us):.1f} us ({float(peer_us) / float(us):.2f}x)" if peer else ""
-        out.append(f"| {shape} | {float(us):.1f} | {float(tflops):.0f} | {float(gbps):.0f} | {float(bound):.1f} | {100 * float(share):.0f} % | {beside} | {mhz} |")
+    cases = {}
+    for row in rows(lines):
+        cases.setdefault(row[0], []).append(row[1:])
+    for case, measured in cases.items():
+        out += ["", f"**{case}**", "", "| shape | us | TFLOPS | GB/s | bound, us | share of it | peer | MHz |", "|---|---|---|---|---|---|---|---|"]
+        for shape, us, _, _, tflops, gbps, bound, share, peer, peer_us, mhz in measured:
+            beside = f"{peer} {float(peer_us):.1f} us ({float(peer_us) / float(us):.2f}x)" if peer else ""
+            out.append(f"| {shape} | {float(us):.1f} | {float(tflops):.0f} | {float(gbps):.0f} | {float(bound):.1f} | {100 * float(share):.0f} % | {beside} | {mhz} |")
     return out + [""]
 
 
