@@ -22,7 +22,7 @@ class GpuMutant:
     tests: str
 
 
-def _tiles(name, trap, *edits, tests="*Fp8Products*:*EveryPlan*"):
+def _tiles(name, trap, *edits, tests="*Fp8ProductsAreThose*:*EveryPlan*"):
     return GpuMutant(name, trap, TILES, edits, "cuda_linear_test", tests)
 
 
@@ -57,9 +57,11 @@ MUTANTS = [
            ("""          BarrierWait(empty_at(stage), phase ^ 1);
           const int at = stage;
           step_on();
-          if (k + 1 < tile.end) BarrierWait(empty_at(stage), phase ^ 1);
+          const bool two = kAtOnce == 2 && k + 1 < tile.end;
+          if (two) BarrierWait(empty_at(stage), phase ^ 1);
 """, """          const int at = stage;
           step_on();
+          const bool two = kAtOnce == 2 && k + 1 < tile.end;
 """)),
     _tiles("tiles_empty_x", "rows of x are fetched into places in use",
            ("""          BarrierWait(empty_at(stage), phase ^ 1);

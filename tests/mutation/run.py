@@ -2,11 +2,13 @@
 """Falls into every known trap on purpose and shows that the conformance tests notice.
 
 usage: run.py --build-dir DIR [--only NAME …] [--jobs N]
+       run.py --texts
 
 Copies the tree to DIR/source, builds the conformance tests in DIR/build and runs them: they must
 pass. Then, for each mutant of mutants.py, changes its one place in the source, rebuilds, and runs
 the tests until one fails. Prints a table; exits 1 when a mutant survives, does not compile, or its
-text is not found exactly once (the source has moved on: mend the mutant).
+text is not found exactly once (the source has moved on: mend the mutant). --texts looks for the
+texts alone, those of gpu_mutants.py too, and needs no build.
 """
 
 import argparse
@@ -105,7 +107,9 @@ def killer(tree, mutant):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build-dir", type=pathlib.Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--build-dir", type=pathlib.Path)
+    what.add_argument("--texts", action="store_true")
     parser.add_argument("--only", nargs="*", help="names of the mutants to try; all by default")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -117,6 +121,8 @@ def main():
     failures = 0
     try:
         check_texts([(m.name, m.file, m.text) for m in mutants.MUTANTS] + gpu_mutants.texts())
+        if args.texts:
+            return
         args.build_dir.mkdir(parents=True, exist_ok=True)
         tree = Tree(args.build_dir.resolve(), args.jobs)
         tree.configure()

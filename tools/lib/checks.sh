@@ -93,7 +93,8 @@ check_scripts() {
   shellcheck --external-sources --check-sourced "${scripts[@]}" &&
     sources py | xargs -r python3 -c 'import ast, sys
 for path in sys.argv[1:]:
-    ast.parse(open(path, encoding="utf-8").read(), path)'
+    ast.parse(open(path, encoding="utf-8").read(), path)' &&
+    python3 tests/mutation/run.py --texts
 }
 
 # What tools/bundle packs starts from another folder with libraries of its own.
