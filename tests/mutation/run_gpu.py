@@ -7,8 +7,9 @@ usage: run_gpu.py build --build-dir DIR LIBRARIES [--only NAME ...] [--jobs N]
 `build` needs CUDA's compiler and no GPU: for each mutant of gpu_mutants.py it builds the library of
 kernels, LIBRARIES/NAME/libsluice_cuda_kernels.so. `run` needs a GPU and no compiler: it runs each
 mutant's tests of DIR (build/cuda/bin, or sluice/bin of a bundle) with that library in place of the
-right one. A test that fails, a fault, or no end within TIMEOUT_S counts as noticed. Exits 1 when a
-mutant survives or does not build, or when the tests fail without one.
+right one, N at a time, after the tests without a mutant, which are to pass in a quarter of
+TIMEOUT_S. A test that fails, a fault, or no end within TIMEOUT_S, which is tried again alone, counts
+as noticed. Exits 1 when a mutant survives or does not build, or when the tests fail without one.
 """
 
 import argparse
@@ -17,13 +18,16 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import gpu_mutants
 import run as cpu_run
+
+sys.path.insert(0, str(cpu_run.ROOT / "tools" / "lib"))
+import child_groups
 
 LIBRARY = "libsluice_cuda_kernels.so"
 TIMEOUT_S = 20
@@ -55,45 +59,55 @@ def build(args, wanted):
     return failures
 
 
-def what_failed(args, mutant, library):
-    """What a run of the mutant's tests ends with, "" when they pass; and its seconds."""
+def what_failed(children, args, mutant, library):
+    """What a run of the mutant's tests ends with, "" when they pass; whether it came to an end; and
+    its seconds."""
     env = dict(os.environ, GTEST_FAIL_FAST="1")
     if library is not None:
         # Loaded first, so that nobody looks for another one of this name.
         env["LD_PRELOAD"] = str(library)
     begin = time.monotonic()
-    process = subprocess.Popen([args.programs / mutant.program, f"--gtest_filter={mutant.tests}"],
-                               cwd=cpu_run.ROOT, env=env, stdout=subprocess.PIPE, text=True,
-                               stderr=subprocess.STDOUT, process_group=0)
-    try:
-        said, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
-        tests = re.findall(r"\[ RUN      \] (\S+)", said)
-        return f"{tests[-1] if tests else 'start'} hangs", time.monotonic() - begin
+    with tempfile.TemporaryFile("w+", errors="replace") as out:
+        status = children.run([args.programs / mutant.program, f"--gtest_filter={mutant.tests}"],
+                              TIMEOUT_S, cwd=cpu_run.ROOT, env=env, stdout=out,
+                              stderr=subprocess.STDOUT)
+        out.seek(0)
+        said = out.read()
+    seconds = time.monotonic() - begin
+    tests = re.findall(r"\[ RUN      \] (\S+)", said)
+    last = tests[-1] if tests else "start"
+    if status is None:
+        return f"{last} hangs", False, seconds
     failed = re.search(r"\[  FAILED  \] (\S+)", said)
     fault = re.search(r"CUDA says (\w+)", said)
     what = ""
-    if failed or process.returncode != 0:
-        tests = re.findall(r"\[ RUN      \] (\S+)", said)
-        what = failed[1].rstrip(",") if failed else tests[-1] if tests else "start"
+    if failed or status != 0:
+        what = failed[1].rstrip(",") if failed else last
         what += f": {fault[1]}" if fault else " fails" if failed else " ends the process"
-    return what, time.monotonic() - begin
+    return what, True, seconds
 
 
 def run(args, wanted):
     failures = 0
-    tests = {(m.program, m.tests): m for m in wanted}
-    libraries = [(args.libraries / m.name / LIBRARY).resolve() for m in wanted]
     width = max(len(m.name) for m in wanted)
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        right = pool.map(lambda m: what_failed(args, m, None), tests.values())
-        found = pool.map(lambda m, library: what_failed(args, m, library), wanted, libraries)
-        for (program, name), (what, seconds) in zip(tests, right):
-            print(f"without any: {program} {name} {what or 'passes'}, {seconds:.1f} s", flush=True)
-            failures += bool(what)
-        for mutant, (what, seconds) in zip(wanted, found):
+    with child_groups.ChildGroups(args.jobs) as children:
+        # Alone, so that their times say something: a mutant has no more than four times as long.
+        for (program, tests), mutant in {(m.program, m.tests): m for m in wanted}.items():
+            what, _, seconds = what_failed(children, args, mutant, None)
+            print(f"without any: {program} {tests} {what or 'passes'}, {seconds:.1f} s", flush=True)
+            if what or seconds > TIMEOUT_S / 4:
+                raise cpu_run.Broken(f"{program} {tests}: without a mutant it is to pass in "
+                                     f"{TIMEOUT_S / 4:.0f} s")
+        runs = []
+        for mutant in wanted:
+            library = (args.libraries / mutant.name / LIBRARY).resolve()
+            runs.append((mutant, library, children.submit(what_failed, children, args, mutant,
+                                                          library)))
+        concurrent.futures.wait([future for _, _, future in runs])
+        for mutant, library, future in runs:
+            what, ended, seconds = future.result()
+            if not ended:  # it may have been the others
+                what, _, seconds = what_failed(children, args, mutant, library)
             print(f"{mutant.name:{width}}  {seconds:5.1f} s  {what or 'NOT NOTICED'}: {mutant.trap}",
                   flush=True)
             failures += not what
