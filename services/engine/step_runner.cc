@@ -60,6 +60,7 @@ absl::Status StepRunner::AllocateMemory() {
                                                           {slots + 1, config_.vocab_size}));
   SLUICE_ASSIGN_OR_RETURN(output_counts_, workspace_.Tensor("output counts by slot", DType::kI32,
                                                             {slots + 1, config_.vocab_size}));
+  SLUICE_ASSIGN_OR_RETURN(resets_, SlotResets::Create(backend_, prompt_mask_, output_counts_));
   return absl::OkStatus();
 }
 
@@ -119,7 +120,7 @@ absl::Status StepRunner::RecordDecodeSteps() {
 
 absl::Status StepRunner::Queue(StepBuffers* step, const PassObservers& observers) {
   for (const StepBuffers::Reset& reset : step->resets) {
-    SLUICE_RETURN_IF_ERROR(ResetSlot(reset));
+    SLUICE_RETURN_IF_ERROR(resets_->Reset(reset.slot, reset.prompt, reset.output, kStream));
   }
   SLUICE_RETURN_IF_ERROR(step->CopyInputs(backend_, input_block_, kStream));
   const bool observed = observers.listener != nullptr || observers.tap != nullptr;
@@ -132,19 +133,6 @@ absl::Status StepRunner::Queue(StepBuffers* step, const PassObservers& observers
                                                 step->expert_load.bytes, kStream));
   }
   return backend_->Mark(step->done.get(), kStream);
-}
-
-absl::Status StepRunner::ResetSlot(const StepBuffers::Reset& reset) {
-  std::vector<uint8_t> mask(config_.vocab_size, 0);
-  std::vector<int32_t> counts(config_.vocab_size, 0);
-  for (const int32_t id : reset.prompt) mask[id] = 1;
-  for (const int32_t id : reset.output) ++counts[id];
-  SLUICE_RETURN_IF_ERROR(backend_->CopyToDevice(prompt_mask_.Row<uint8_t>(reset.slot), mask.data(),
-                                                mask.size(), kStream));
-  SLUICE_RETURN_IF_ERROR(backend_->CopyToDevice(output_counts_.Row<int32_t>(reset.slot),
-                                                counts.data(), counts.size() * sizeof(int32_t),
-                                                kStream));
-  return backend_->Sync(kStream);
 }
 
 ForwardBatch StepRunner::Batch(const StepBuffers& step) const {

@@ -16,6 +16,7 @@
 #include "kernels/ops/backend.h"
 #include "services/engine/engine.h"
 #include "services/engine/forward_pass.h"
+#include "services/engine/slot_resets.h"
 #include "services/engine/step_buffers.h"
 #include "services/engine/step_layout.h"
 
@@ -31,8 +32,8 @@ class StepRunner {
 
   absl::StatusOr<std::unique_ptr<StepBuffers>> MakeBuffers() const;
 
-  // Queues the step and marks step->done. Waits for the backend only where penalties are reset or
-  // an observer is told.
+  // Queues the step and marks step->done. Waits for the backend only where penalties of more slots
+  // are reset than SlotResets takes at once, or an observer is told.
   absl::Status Queue(StepBuffers* step, const PassObservers& observers);
 
   const ForwardPass& forward() const { return *forward_; }
@@ -45,7 +46,6 @@ class StepRunner {
   absl::Status WarmUp();
   absl::Status RecordDecodeSteps();
 
-  absl::Status ResetSlot(const StepBuffers::Reset& reset);
   ForwardBatch Batch(const StepBuffers& step) const;
   absl::Status Sample(const StepBuffers& step);
   // The pass and sampling.
@@ -62,6 +62,7 @@ class StepRunner {
   TensorView resolved_ids_;
   // By slot, and one more slot for padding.
   TensorView tokens_by_slot_, prompt_mask_, output_counts_;
+  std::unique_ptr<SlotResets> resets_;                          // of the last two
   std::map<int64_t, std::unique_ptr<Recording>> decode_steps_;  // by DecodeBucket
 };
 
