@@ -19,7 +19,7 @@ namespace {
 
 // What the tensors hold lies in range.
 absl::Status CheckPermuteValues(const MoePermuteParams& params) {
-  const int64_t tokens = params.x.rows();
+  const int64_t tokens = params.expert_ids.rows();
   const int64_t top_k = params.expert_ids.dims[1];
   const int64_t experts = params.slot_of_expert.rows();
   const int64_t slots = params.offsets.rows() - 1;
@@ -111,8 +111,7 @@ class CpuMoeOps final : public MoeOps {
     calls_->Count("moe_permute", "cpu");
     SLUICE_RETURN_IF_ERROR(CheckMoePermute(params));
     SLUICE_RETURN_IF_ERROR(CheckPermuteValues(params));
-    const int64_t tokens = params.x.rows();
-    const int64_t hidden = params.x.dims[1];
+    const int64_t tokens = params.expert_ids.rows();
     const int64_t top_k = params.expert_ids.dims[1];
     const int64_t slots = params.offsets.rows() - 1;
     const int32_t* slot_of_expert = params.slot_of_expert.As<int32_t>();
@@ -135,15 +134,6 @@ class CpuMoeOps final : public MoeOps {
         params.pair_rows.Row<int32_t>(token)[k] = slot >= 0 ? next_row_[slot]++ : -1;
       }
     }
-    if (params.rows_x.data == nullptr) return absl::OkStatus();
-    ForkIfWorth(pool_, tokens, hidden / 8 * top_k, [&](int64_t token) {
-      for (int64_t k = 0; k < top_k; ++k) {
-        const int32_t row = params.pair_rows.Row<int32_t>(token)[k];
-        if (row < 0) continue;
-        std::memcpy(params.rows_x.Row<float>(row), params.x.Row<float>(token),
-                    static_cast<size_t>(hidden) * sizeof(float));
-      }
-    });
     return absl::OkStatus();
   }
 

@@ -16,6 +16,9 @@ constexpr uint32_t kAlignment = 16;
 
 absl::Status ToStatus(cublasStatus_t status, absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) {
+    return absl::UnimplementedError(absl::StrCat(what, ": cuBLASLt cannot do it"));
+  }
   const std::string message = absl::StrCat(what, ": cuBLASLt says ", cublasLtGetStatusName(status));
   // It also calls a GPU without room for it one that is not initialised.
   const bool no_room =
@@ -157,8 +160,8 @@ absl::StatusOr<CublasLt::Plan*> CublasLt::PlanFor(const CublasLtProduct& p) {
                                               preference.get(), 1, &found, &count),
                absl::StrCat("choosing an algorithm for ", rows, " x ", p.n, " x ", p.k)));
   if (count == 0) {
-    return absl::InternalError(absl::StrCat("cuBLASLt has no algorithm for an FP8 product of ",
-                                            rows, " x ", p.n, " x ", p.k));
+    return absl::UnimplementedError(absl::StrCat("cuBLASLt has no algorithm for an FP8 product of ",
+                                                 rows, " x ", p.n, " x ", p.k));
   }
   plan->algorithm = found.algo;
   if (plans_.size() == kPlansMax) plans_.pop_back();

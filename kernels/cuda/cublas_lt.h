@@ -38,6 +38,7 @@ class CublasLt {
   absl::Status Start();
 
   // Asks for an algorithm once per shape, with m rounded up, and remembers kPlansMax of them.
+  // Unimplemented when there is none: then nothing has been queued.
   absl::Status Multiply(const CublasLtProduct& product);
 
  private:

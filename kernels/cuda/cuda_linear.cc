@@ -156,16 +156,15 @@ class CudaLinearOps final : public LinearOps {
     SLUICE_ASSIGN_OR_RETURN(void* const memory,
                             gathered_.Reserve(static_cast<size_t>(rows * columns) * sizeof(float)));
     TensorView gathered(memory, DType::kF32, {rows, columns});
-    cuda::PermuteArgs args{};
-    args.x = x.As<float>();
-    args.x_stride = x.row_stride;
-    args.tokens = static_cast<int32_t>(x.rows());
-    args.top_k = static_cast<int32_t>(pair_rows.dims[1]);
-    args.hidden = static_cast<int32_t>(columns);
-    args.pair_rows = pair_rows.As<int32_t>();
-    args.pair_stride = pair_rows.row_stride;
-    args.rows_x = gathered.As<float>();
-    args.rows_stride = columns;
+    const cuda::GatherPairsArgs args{.x = x.As<float>(),
+                                     .x_stride = x.row_stride,
+                                     .pair_rows = pair_rows.As<int32_t>(),
+                                     .pair_stride = pair_rows.row_stride,
+                                     .tokens = static_cast<int32_t>(x.rows()),
+                                     .top_k = static_cast<int32_t>(pair_rows.dims[1]),
+                                     .hidden = static_cast<int32_t>(columns),
+                                     .out = gathered.As<float>(),
+                                     .out_stride = columns};
     SLUICE_RETURN_IF_ERROR(
         CudaStatus(cuda::LaunchGatherPairs(args, context_.stream), "gathering rows of experts"));
     return gathered;

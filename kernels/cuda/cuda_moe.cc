@@ -54,24 +54,19 @@ class CudaMoeOps final : public MoeOps {
   absl::Status Permute(const MoePermuteParams& params, StreamId) override {
     context_.calls->Count("moe_permute", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckMoePermute(params));
-    const int64_t counts = cuda::PermuteChunkCounts(params.x.rows(), params.expert_ids.dims[1],
+    const int64_t counts = cuda::PermuteChunkCounts(params.expert_ids.rows(), params.expert_ids.dims[1],
                                                     params.offsets.rows() - 1);
     SLUICE_ASSIGN_OR_RETURN(void* const chunk_counts,
                             chunk_counts_.Reserve(static_cast<size_t>(counts) * sizeof(int32_t)));
-    return CudaStatus(cuda::LaunchPermute({.x = params.x.As<float>(),
-                                           .x_stride = params.x.row_stride,
-                                           .expert_ids = params.expert_ids.As<int32_t>(),
+    return CudaStatus(cuda::LaunchPermute({.expert_ids = params.expert_ids.As<int32_t>(),
                                            .ids_stride = params.expert_ids.row_stride,
                                            .slot_of_expert = params.slot_of_expert.As<int32_t>(),
-                                           .tokens = static_cast<int32_t>(params.x.rows()),
+                                           .tokens = static_cast<int32_t>(params.expert_ids.rows()),
                                            .top_k = static_cast<int32_t>(params.expert_ids.dims[1]),
                                            .slots = static_cast<int32_t>(params.offsets.rows() - 1),
-                                           .hidden = static_cast<int32_t>(params.x.dims[1]),
                                            .offsets = params.offsets.As<int32_t>(),
                                            .pair_rows = params.pair_rows.As<int32_t>(),
                                            .pair_stride = params.pair_rows.row_stride,
-                                           .rows_x = params.rows_x.As<float>(),
-                                           .rows_stride = params.rows_x.row_stride,
                                            .chunk_counts = static_cast<int32_t*>(chunk_counts)},
                                           context_.stream),
                       "sorting tokens by expert");

@@ -181,23 +181,29 @@ struct GateArgs {
 cudaError_t LaunchGate(const GateArgs& args, cudaStream_t stream);
 
 struct PermuteArgs {
-  const float* x;
-  int64_t x_stride;
   const int32_t* expert_ids;
   int64_t ids_stride;
   const int32_t* slot_of_expert;
-  int32_t tokens, top_k, slots, hidden;
+  int32_t tokens, top_k, slots;
   int32_t* offsets;
   int32_t* pair_rows;
   int64_t pair_stride;
-  float* rows_x;  // or null
-  int64_t rows_stride;
   int32_t* chunk_counts;  // [PermuteChunkCounts] scratch
 };
 int64_t PermuteChunkCounts(int64_t tokens, int64_t top_k, int64_t slots);
 cudaError_t LaunchPermute(const PermuteArgs& args, cudaStream_t stream);
-// Fills rows_x for pair_rows that are there.
-cudaError_t LaunchGatherPairs(const PermuteArgs& args, cudaStream_t stream);
+
+// out[pair_rows[t, k]] = x[t], but for rows that are -1.
+struct GatherPairsArgs {
+  const float* x;
+  int64_t x_stride;
+  const int32_t* pair_rows;
+  int64_t pair_stride;
+  int32_t tokens, top_k, hidden;
+  float* out;
+  int64_t out_stride;
+};
+cudaError_t LaunchGatherPairs(const GatherPairsArgs& args, cudaStream_t stream);
 
 struct CombineArgs {
   const float* rows;

@@ -3,10 +3,7 @@
 // The row of a pair is a count: the pairs of lower slots, and those of its own slot that come
 // before it. Up to kPairsAtOnce pairs each block counts for its own token over all of them, in one
 // launch. More are cut into chunks: one kernel ranks pairs within their chunk, one sums the chunks'
-// counts up, one gathers.
-#include <algorithm>
-#include <type_traits>
-
+// counts up, one adds them to the ranks.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/early_launch.cuh"
 
@@ -17,7 +14,6 @@ constexpr int kThreads = 256;
 constexpr int kPairsAtOnce = 4096;
 constexpr int kTopKAtOnce = 32;
 constexpr int kChunk = 1024;  // pairs, and threads
-constexpr int kEach = 2;      // vectors of a row that a thread copies at once
 
 __device__ int SlotOfPair(const PermuteArgs& args, int pair) {
   const int expert = args.expert_ids[pair / args.top_k * args.ids_stride + pair % args.top_k];
@@ -46,38 +42,14 @@ __device__ void WriteOffsets(const PermuteArgs& args, const int32_t* counts) {
   if (lane == 0) args.offsets[args.slots] = before;
 }
 
-// Copies elements [begin, end) of x to the same places of each row that is not -1.
-template <typename Vector>
-__device__ void CopyToRows(const PermuteArgs& args, int token, const int32_t* rows, int begin,
-                           int end) {
-  const auto* x = reinterpret_cast<const Vector*>(args.x + token * args.x_stride);
-  for (int first = begin + threadIdx.x; first < end; first += kThreads * kEach) {
-    Vector vectors[kEach];
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      if (first + i * kThreads < end) vectors[i] = x[first + i * kThreads];
-    }
-    for (int k = 0; k < args.top_k; ++k) {
-      if (rows[k] < 0) continue;
-      auto* out = reinterpret_cast<Vector*>(args.rows_x + rows[k] * args.rows_stride);
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        if (first + i * kThreads < end) out[first + i * kThreads] = vectors[i];
-      }
-    }
-  }
-}
-
-// Few pairs: blocks (token, part of the row), and one more for the offsets. Dynamic shared memory:
-// counts [slots].
-template <typename Vector>
+// Few pairs: a block for each token, and one more for the offsets. Dynamic shared memory: counts
+// [slots].
 __global__ void __launch_bounds__(kThreads) PermuteAtOnceKernel(PermuteArgs args) {
   StartAfterEarlier();
   extern __shared__ int32_t counts[];
   __shared__ int32_t own_slots[kTopKAtOnce], rows[kTopKAtOnce];
   const int token = blockIdx.x, pairs = args.tokens * args.top_k;
   if (token == args.tokens) {
-    if (blockIdx.y > 0) return;
     for (int slot = threadIdx.x; slot < args.slots; slot += kThreads) counts[slot] = 0;
     __syncthreads();
     for (int pair = threadIdx.x; pair < pairs; pair += kThreads) {
@@ -116,14 +88,8 @@ __global__ void __launch_bounds__(kThreads) PermuteAtOnceKernel(PermuteArgs args
   }
   __syncthreads();
   if (threadIdx.x < args.top_k) {
-    if (own_slots[threadIdx.x] < 0) rows[threadIdx.x] = -1;
-    if (blockIdx.y == 0) RowOfPair(args, first_own + threadIdx.x) = rows[threadIdx.x];
+    RowOfPair(args, first_own + threadIdx.x) = own_slots[threadIdx.x] < 0 ? -1 : rows[threadIdx.x];
   }
-  if (args.rows_x == nullptr) return;
-  __syncthreads();
-  const int count = args.hidden / (sizeof(Vector) / sizeof(float));
-  const int begin = blockIdx.y * kThreads * kEach;
-  CopyToRows<Vector>(args, token, rows, begin, min(begin + kThreads * kEach, count));
 }
 
 // A chunk of pairs: pair_rows gets each pair's rank among those of its slot here, chunk_counts
@@ -179,30 +145,30 @@ __global__ void __launch_bounds__(kChunk) SumChunksKernel(PermuteArgs args, int 
   WriteOffsets(args, counts);
 }
 
-// Ranks become rows; one block per token. Dynamic shared memory: rows [top_k].
-template <typename Vector>
-__global__ void __launch_bounds__(kThreads) GatherPairsKernel(PermuteArgs args, int chunks) {
+// Ranks become rows; a thread per pair.
+__global__ void __launch_bounds__(kThreads) PlacePairsKernel(PermuteArgs args, int chunks) {
   StartAfterEarlier();
-  extern __shared__ int32_t rows[];
-  for (int k = threadIdx.x; k < args.top_k; k += kThreads) {
-    const int pair = blockIdx.x * args.top_k + k;
-    const int slot = SlotOfPair(args, pair);
-    rows[k] = slot < 0 ? -1
-                       : RowOfPair(args, pair) + args.offsets[slot] +
-                             args.chunk_counts[slot * chunks + pair / kChunk];
-    RowOfPair(args, pair) = rows[k];
-  }
-  if (args.rows_x == nullptr) return;
-  __syncthreads();
-  CopyToRows<Vector>(args, blockIdx.x, rows, 0, args.hidden / (sizeof(Vector) / sizeof(float)));
+  const int pair = blockIdx.x * kThreads + threadIdx.x;
+  if (pair >= args.tokens * args.top_k) return;
+  const int slot = SlotOfPair(args, pair);
+  if (slot < 0) return;
+  RowOfPair(args, pair) += args.offsets[slot] + args.chunk_counts[slot * chunks + pair / kChunk];
 }
 
-// One block per token.
+// A block per token.
 template <typename Vector>
-__global__ void __launch_bounds__(kThreads) CopyPairsKernel(PermuteArgs args) {
+__global__ void __launch_bounds__(kThreads) GatherPairsKernel(GatherPairsArgs args) {
   StartAfterEarlier();
-  CopyToRows<Vector>(args, blockIdx.x, args.pair_rows + blockIdx.x * args.pair_stride, 0,
-                     args.hidden / (sizeof(Vector) / sizeof(float)));
+  const int32_t* const rows = args.pair_rows + blockIdx.x * args.pair_stride;
+  const auto* const x = reinterpret_cast<const Vector*>(args.x + blockIdx.x * args.x_stride);
+  const int count = args.hidden / static_cast<int>(sizeof(Vector) / sizeof(float));
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const Vector vector = x[i];
+    for (int k = 0; k < args.top_k; ++k) {
+      if (rows[k] < 0) continue;
+      reinterpret_cast<Vector*>(args.out + rows[k] * args.out_stride)[i] = vector;
+    }
+  }
 }
 
 __device__ void Add(float weight, float x, float* sum) { *sum = fmaf(weight, x, *sum); }
@@ -253,37 +219,8 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(CombineArgs args) {
   *out = Sum(before, sum);
 }
 
-bool InVectors(const PermuteArgs& args) {
-  return cuda::InVectors(args.x, args.x_stride, args.hidden) &&
-         cuda::InVectors(args.rows_x, args.rows_stride, args.hidden);
-}
-
-bool AtOnce(int64_t pairs, int64_t top_k) { return pairs <= kPairsAtOnce && top_k <= kTopKAtOnce; }
-
-template <typename Vector>
-cudaError_t LaunchPermuteAs(const PermuteArgs& args, cudaStream_t stream) {
-  const int pairs = args.tokens * args.top_k;
-  const size_t slot_bytes = args.slots * sizeof(int32_t);
-  if (AtOnce(pairs, args.top_k)) {
-    const int vectors = args.hidden / static_cast<int>(sizeof(Vector) / sizeof(float));
-    const int needed = (vectors + kThreads * kEach - 1) / (kThreads * kEach);
-    const int parts = args.rows_x == nullptr ? 1 : std::max(1, needed);
-    return LaunchEarly(PermuteAtOnceKernel<Vector>,
-                       {dim3(args.tokens + 1, parts), kThreads, slot_bytes}, stream, args);
-  }
-  const int chunks = (pairs + kChunk - 1) / kChunk;
-  const size_t rank_bytes = kChunk / 32 * slot_bytes;
-  cudaError_t error = cudaFuncSetAttribute(
-      RankPairsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)rank_bytes);
-  if (error != cudaSuccess) return error;
-  error = LaunchEarly(RankPairsKernel, {dim3(chunks), kChunk, rank_bytes}, stream, args);
-  if (error != cudaSuccess) return error;
-  error = LaunchEarly(SumChunksKernel, {dim3(1), kChunk, slot_bytes}, stream, args, chunks);
-  if (error != cudaSuccess) return error;
-  // In whole vectors: the compiler reads four rows at once.
-  const size_t row_bytes = (args.top_k + 3) / 4 * 4 * sizeof(int32_t);
-  return LaunchEarly(GatherPairsKernel<Vector>, {dim3(args.tokens), kThreads, row_bytes}, stream,
-                     args, chunks);
+bool AtOnce(int64_t pairs, int64_t top_k) {
+  return pairs == 0 || (pairs <= kPairsAtOnce && top_k <= kTopKAtOnce);
 }
 
 template <typename Vector>
@@ -300,15 +237,32 @@ int64_t PermuteChunkCounts(int64_t tokens, int64_t top_k, int64_t slots) {
   return AtOnce(pairs, top_k) ? 0 : (pairs + kChunk - 1) / kChunk * slots;
 }
 
-cudaError_t LaunchGatherPairs(const PermuteArgs& args, cudaStream_t stream) {
+cudaError_t LaunchGatherPairs(const GatherPairsArgs& args, cudaStream_t stream) {
   if (args.tokens == 0) return cudaSuccess;
-  const auto kernel = InVectors(args) ? CopyPairsKernel<float4> : CopyPairsKernel<float>;
-  return LaunchEarly(kernel, {dim3(args.tokens), kThreads}, stream, args);
+  const bool vectors = InVectors(args.x, args.x_stride, args.hidden) &&
+                       InVectors(args.out, args.out_stride, args.hidden);
+  return LaunchEarly(vectors ? GatherPairsKernel<float4> : GatherPairsKernel<float>,
+                     {dim3(args.tokens), kThreads}, stream, args);
 }
 
 cudaError_t LaunchPermute(const PermuteArgs& args, cudaStream_t stream) {
-  if (args.rows_x != nullptr && InVectors(args)) return LaunchPermuteAs<float4>(args, stream);
-  return LaunchPermuteAs<float>(args, stream);
+  const int pairs = args.tokens * args.top_k;
+  const size_t slot_bytes = args.slots * sizeof(int32_t);
+  if (AtOnce(pairs, args.top_k)) {
+    return LaunchEarly(PermuteAtOnceKernel, {dim3(args.tokens + 1), kThreads, slot_bytes}, stream,
+                       args);
+  }
+  const int chunks = (pairs + kChunk - 1) / kChunk;
+  const size_t rank_bytes = kChunk / 32 * slot_bytes;
+  cudaError_t error = cudaFuncSetAttribute(
+      RankPairsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)rank_bytes);
+  if (error != cudaSuccess) return error;
+  error = LaunchEarly(RankPairsKernel, {dim3(chunks), kChunk, rank_bytes}, stream, args);
+  if (error != cudaSuccess) return error;
+  error = LaunchEarly(SumChunksKernel, {dim3(1), kChunk, slot_bytes}, stream, args, chunks);
+  if (error != cudaSuccess) return error;
+  return LaunchEarly(PlacePairsKernel, {dim3((pairs + kThreads - 1) / kThreads), kThreads}, stream,
+                     args, chunks);
 }
 
 cudaError_t LaunchCombine(const CombineArgs& args, cudaStream_t stream) {

@@ -69,7 +69,8 @@ bool TileLinear::CublasLtTakes(const TileProduct& product) const {
 }
 
 bool TileLinear::OnCublasLt(const TileProduct& product) const {
-  return CublasLtIsFaster(product.rows(), product.rows() % kCublasLtRows == 0) &&
+  return !cublas_lt_refuses_ &&
+         CublasLtIsFaster(product.rows(), product.rows() % kCublasLtRows == 0) &&
          CublasLtTakes(product);
 }
 
@@ -150,8 +151,12 @@ absl::Status TileLinear::RunOnCublasLt(const TileProduct& product) {
 
 absl::Status TileLinear::Run(const TileProduct& product) {
   if (product.x.rows() == 0) return absl::OkStatus();
-  if (OnCublasLt(product)) return RunOnCublasLt(product);
-  // Not in service, because step_tokens is smaller than what cuBLASLt is for.
+  if (OnCublasLt(product)) {
+    const absl::Status status = RunOnCublasLt(product);
+    if (!absl::IsUnimplemented(status)) return status;
+    cublas_lt_refuses_ = true;
+  }
+  // So that no later call has to, in service or while recording.
   if (dtype_ == DType::kF8E4M3) SLUICE_RETURN_IF_ERROR(cublas_lt_.Start());
   TileProblem problem{.rows = product.rows(),
                       .groups = 1,

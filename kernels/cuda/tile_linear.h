@@ -58,6 +58,7 @@ class TileLinear {
   const int64_t element_bytes_;
   WeightTables<cuda::TileWeight> tables_;
   CublasLt cublas_lt_;
+  bool cublas_lt_refuses_ = false;  // it had no algorithm for something that it should take
   CudaScratch partial_, flags_, x_, x_scales_;
 };
 

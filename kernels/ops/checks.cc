@@ -262,22 +262,12 @@ absl::Status CheckGate(const GateParams& params) {
 }
 
 absl::Status CheckMoePermute(const MoePermuteParams& params) {
-  SLUICE_RETURN_IF_ERROR(CheckTensor("x", params.x, DType::kF32, {-1, -1}));
-  const int64_t tokens = params.x.rows();
-  SLUICE_RETURN_IF_ERROR(CheckTensor("expert_ids", params.expert_ids, DType::kI32, {tokens, -1}));
-  const int64_t top_k = params.expert_ids.dims[1];
+  SLUICE_RETURN_IF_ERROR(CheckTensor("expert_ids", params.expert_ids, DType::kI32, {-1, -1}));
+  const int64_t tokens = params.expert_ids.rows(), top_k = params.expert_ids.dims[1];
   SLUICE_RETURN_IF_ERROR(CheckTensor("slot_of_expert", params.slot_of_expert, DType::kI32, {-1}));
   SLUICE_RETURN_IF_ERROR(CheckTensor("offsets", params.offsets, DType::kI32, {-1}));
   SLUICE_RETURN_IF_ERROR(CheckTensor("pair_rows", params.pair_rows, DType::kI32, {tokens, top_k}));
   if (params.offsets.rows() < 1) return absl::InvalidArgumentError("offsets: empty");
-  if (params.rows_x.data != nullptr) {
-    SLUICE_RETURN_IF_ERROR(
-        CheckTensor("rows_x", params.rows_x, DType::kF32, {-1, params.x.dims[1]}));
-    if (params.rows_x.rows() < tokens * top_k) {
-      return absl::InvalidArgumentError(absl::StrCat("rows_x: ", params.rows_x.rows(), " rows for ",
-                                                     tokens, " tokens of ", top_k, " experts"));
-    }
-  }
   return absl::OkStatus();
 }
 

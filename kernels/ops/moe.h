@@ -47,14 +47,11 @@ struct GateParams {
 // one (id -1), are left out: pair_rows gets -1.
 //   offsets[s]      first row of slot s; rows of a slot in order of token
 //   pair_rows[t,k]  row of pair (t, k)
-//   rows_x          x of each pair's token, gathered
 struct MoePermuteParams {
-  TensorView x;               // f32 [T, hidden]
   TensorView expert_ids;      // i32 [T, top_k]
   TensorView slot_of_expert;  // i32 [experts]
   TensorView offsets;         // i32 [slots + 1]
   TensorView pair_rows;       // i32 [T, top_k]
-  TensorView rows_x;          // f32 [T * top_k at least, hidden], or no data: not gathered
 };
 
 // out[t] += sum over k of expert_weights[t, k] * rows[pair_rows[t, k]] + shared[t], without the

@@ -400,8 +400,7 @@ absl::Status ForwardPass::MixtureOfExperts(int64_t index, const ForwardBatch& ba
   const TensorView offsets = expert_offsets_.Prefix(slots + 1);
   const TensorView pairs = pair_hidden_.Prefix(rows.count * config_.num_experts_per_tok);
   const TensorView inner = pair_mlp_.Prefix(rows.count * config_.num_experts_per_tok);
-  SLUICE_RETURN_IF_ERROR(backend_->moe().Permute({.x = x,
-                                                  .expert_ids = placed,
+  SLUICE_RETURN_IF_ERROR(backend_->moe().Permute({.expert_ids = placed,
                                                   .slot_of_expert = views.slot_of_expert,
                                                   .offsets = offsets,
                                                   .pair_rows = pair_rows},

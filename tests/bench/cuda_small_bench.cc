@@ -170,11 +170,10 @@ void Experts(CudaBench& bench, Backend& backend, int64_t tokens) {
   std::vector<int32_t> slots(kExperts, -1);
   for (int32_t slot = 0; slot < kSlots; ++slot) slots[static_cast<size_t>(slot)] = slot;
   const DeviceMemory slot_of_expert = Upload(slots);
-  const DeviceMemory x = RandomF32(tokens * kHidden, 1, 5), rows = RandomF32(pairs * kHidden, 1, 6),
+  const DeviceMemory rows = RandomF32(pairs * kHidden, 1, 6),
                      shared = RandomF32(tokens * kHidden, 1, 7), out = Zeros(tokens * kHidden * 4);
   const auto permute = [&](int) {
-    Check(backend.moe().Permute({.x = F32(x, tokens, kHidden),
-                                 .expert_ids = I32(ids, tokens, kTopK),
+    Check(backend.moe().Permute({.expert_ids = I32(ids, tokens, kTopK),
                                  .slot_of_expert = I32(slot_of_expert, kExperts),
                                  .offsets = I32(offsets, kSlots + 1),
                                  .pair_rows = I32(pair_rows, tokens, kTopK)},

@@ -130,8 +130,11 @@ def bounds(kind, sequences, tokens):
         return max(groups * n * k / BYTES_A_SECOND, 2 * m * n * k / FP8_FLOPS)
 
     shared = c["moe_intermediate_size"] * c["n_shared_experts"]
+    if kind == "prompt":
+        # Behind the last layer's KV only the rows go on that a token is sampled from.
+        layers, moe = layers - 1, moe - 1
     products = sum(product(rows, n, k) for n, k in attention) * layers
-    products += sum(product(rows, n, k) for n, k in mlp(c["intermediate_size"])) * (layers - moe)
+    products += sum(product(rows, n, k) for n, k in mlp(c["intermediate_size"])) * c["first_k_dense_replace"]
     products += sum(product(rows, n, k) for n, k in mlp(shared)) * moe
     products += sum(product(pairs, n, k, SLOTS) for n, k in mlp(c["moe_intermediate_size"])) * moe
     if kind == "decode":
@@ -148,10 +151,12 @@ def bounds(kind, sequences, tokens):
         combined = 4 * pairs * hidden + 12 * rows * hidden
         norms = 8 * rows * (2 * hidden + c["q_lora_rank"])
         rotated = 8 * rows * heads * rope
-        other = (read_and_quantised + norms + rotated) * layers + (experts + 5 * rows * (hidden + shared) + combined) * moe
+        moved = (read_and_quantised + norms + rotated) * layers + (experts + 5 * rows * (hidden + shared) + combined) * moe
+        router = 3 * 2 * rows * hidden * c["n_routed_experts"] * moe  # three bf16 products for the digits of f32
+        other = moved / BYTES_A_SECOND + router / BF16_FLOPS
         head_rows = sequences
     head = max(2 * c["vocab_size"] * hidden / BYTES_A_SECOND, 2 * head_rows * c["vocab_size"] * hidden / BF16_FLOPS)
-    seconds = {"attention": core, "latent": latent, "products": products, "head": head, "other": other / BYTES_A_SECOND}
+    seconds = {"attention": core, "latent": latent, "products": products, "head": head, "other": other}
     return {group: 1e3 * value for group, value in seconds.items()}
 
 

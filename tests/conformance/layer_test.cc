@@ -312,8 +312,7 @@ TEST_P(LayerTest, MixtureOfExpertsAtTrueShapes) {
   const TensorView offsets = t.Zeros(DType::kI32, {static_cast<int64_t>(chosen.size()) + 1});
   const TensorView pair_rows = t.Zeros(DType::kI32, {count, kTopK});
   const TensorView pairs = t.Zeros(DType::kF32, {count * kTopK, kHidden});
-  ASSERT_OK(backend.moe().Permute({.x = x,
-                                   .expert_ids = ids,
+  ASSERT_OK(backend.moe().Permute({.expert_ids = ids,
                                    .slot_of_expert = t.Ints(slot_of_expert),
                                    .offsets = offsets,
                                    .pair_rows = pair_rows},
