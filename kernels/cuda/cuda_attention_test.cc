@@ -358,6 +358,49 @@ TEST_F(CudaAttentionTest, LatentAttentionOfV3OnTheTensorCores) {
   }
 }
 
+TEST_F(CudaAttentionTest, NoTokensTouchNothing) {
+  const MlaDims dims{16, 128, 64, 128, 512};
+  const OwnedWeight kv_b = RandomWeight(DType::kBF16, dims.num_heads * 256, 512, Seed(), 0.04f);
+  const OwnedTensor q(DType::kF32, {3, dims.num_heads * dims.q_dim()});
+  const OwnedTensor out(DType::kF32, {3, dims.num_heads * dims.v_dim});
+  for (const Numerics numerics : {Numerics::kExact, Numerics::kFast}) {
+    Device device(numerics);
+    AttentionOps& ops = device.backend().attention();
+    const TensorView device_q = device.Up(q), device_out = device.Up(out);
+    const TensorView none = device_q.Prefix(0), none_out = device_out.Prefix(0);
+    const TensorView kv_a = device.Up(Random({3, dims.kv_dim()})).Prefix(0);
+    const TensorView norm = device.Up(Random({dims.kv_lora_rank}));
+    const TensorView angles = device.Up(Random({512, dims.rope_dim}));
+    const TensorView table = device.Up(MakeI32({1, 2}, {1, 0}));
+    const TensorView ints = device.Up(MakeI32({3}, {0, 0, 0})).Prefix(0);
+    const WeightView device_kv_b = device.Up(kv_b);
+    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+      SCOPED_TRACE(testing::Message()
+                   << (numerics == Numerics::kFast ? "fast" : "exact") << ", " << DTypeName(dtype));
+      const OwnedTensor cache(
+          dtype, {2, kPageTokens, KvRowElements(dims.kv_lora_rank, dims.rope_dim, dtype)});
+      const TensorView device_cache = device.Up(cache);
+      EXPECT_EQ(
+          ops.MlaCacheWrite({dims, none, kv_a, norm, 1e-6f, angles, ints, ints, device_cache}, {}),
+          absl::OkStatus());
+      EXPECT_EQ(ops.MlaAbsorbed(
+                    {dims, none, device_kv_b, device_cache, table, ints, ints, 0.2f, none_out}, {}),
+                absl::OkStatus());
+      const PromptChunk chunk = {.num_tokens = 0, .seq = 0, .first_position = 70};
+      for (const size_t chunks : {0, 1}) {
+        EXPECT_EQ(
+            ops.MlaPrompt(
+                {dims, none, device_kv_b, device_cache, table, {&chunk, chunks}, 0.2f, none_out},
+                {}),
+            absl::OkStatus());
+      }
+      ExpectSame(cache, device.Down(device_cache), static_cast<int64_t>(DTypeBytes(dtype)));
+    }
+    ExpectSame(q, device.Down(device_q), 4);
+    ExpectSame(out, device.Down(device_out), 4);
+  }
+}
+
 // A copy of kv_b in bf16 is used for as long as it is kept, written down as memory that was taken,
 // and never mistaken for that of a weight that took the first one's place.
 TEST_F(CudaAttentionTest, KeptCopiesOfKvBAreNeverStale) {

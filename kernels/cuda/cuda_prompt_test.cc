@@ -133,7 +133,7 @@ class CudaPromptTest : public CudaOpsTest {
         }
       }
     }
-    EXPECT_LT(1 - 2 * products / squares, 1e-5);
+    EXPECT_LE(squares - 2 * products, 1e-5 * squares);
     for (int64_t t = kPoisonTokens; t < scene.rows; ++t) {
       if (covered[static_cast<size_t>(t)]) continue;
       for (int64_t i = 0; i < heads * kValue; ++i) {
@@ -145,6 +145,12 @@ class CudaPromptTest : public CudaOpsTest {
   static constexpr int64_t kWidth = 576, kQuery = 192, kValue = 128;
   Device fast_;
 };
+
+TEST_F(CudaPromptTest, NoTokens) {
+  ExpectRight(3, DType::kBF16, {});
+  ExpectRight(3, DType::kBF16, {{0, 0}, {0, 100}});
+  ExpectRight(3, DType::kBF16, {{0, 100}, {70, 3}, {0, 0}, {1, 64}});
+}
 
 TEST_F(CudaPromptTest, OneSequence) {
   for (const int64_t first : {0, 1, 64, 100, 5000}) {
