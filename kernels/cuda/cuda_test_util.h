@@ -139,4 +139,23 @@ inline double RelativeError(const OwnedTensor& wanted, const OwnedTensor& got, i
   }
   return std::sqrt(error / norm);
 }
+
+// The tensor cores keep about 14 bits of a sum over 32 products in FP8.
+inline constexpr double kTensorCoreError = 1e-3;
+
+// x as the quantised product sees it: e4m3, one scale per row and 128 columns.
+inline OwnedTensor Quantized(const OwnedTensor& x, int64_t rows, int64_t cols) {
+  OwnedTensor out(DType::kF32, {rows, cols});
+  for (int64_t block = 0; block < rows * cols; block += 128) {
+    const float* from = x.data<float>() + block;
+    float largest = 1e-4f;
+    for (int i = 0; i < 128; ++i) largest = std::max(largest, std::abs(from[i]));
+    const float scale = largest / 448.0f;
+    for (int i = 0; i < 128; ++i) {
+      out.data<float>()[block + i] = F8E4M3ToF32(F32ToF8E4M3(from[i] / scale)) * scale;
+    }
+  }
+  return out;
+}
+
 }  // namespace sluice

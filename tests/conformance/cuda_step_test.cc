@@ -10,6 +10,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/base/status.h"
@@ -223,7 +224,8 @@ class Driver {
 // Prompts long and short in one step, decode steps of every padding, and both together.
 std::vector<engine::SampledToken> RunAll(engine::Engine* engine, uint32_t seed) {
   Driver driver(engine, seed);
-  std::vector<int64_t> lengths = {1, 5, 40, 64, 65, 130, 200, 31, 63};
+  // A multiple of 4 in all, so that dense products are cuBLASLt's.
+  std::vector<int64_t> lengths = {1, 5, 40, 64, 65, 130, 201, 31, 63};
   std::vector<Chunk> chunks;
   for (int32_t slot = 0; slot < kSlots; ++slot) chunks.push_back({slot, 0, lengths[slot]});
   driver.Run(chunks);
@@ -243,6 +245,15 @@ std::vector<engine::SampledToken> RunAll(engine::Engine* engine, uint32_t seed) 
   }
   driver.Run(chunks);
   return driver.Finish();
+}
+
+// How many products cuBLASLt has done so far.
+int64_t CublasLtCalls(const Backend& backend) {
+  int64_t calls = 0;
+  for (const KernelCalls::Entry& entry : backend.kernel_calls()->Snapshot()) {
+    if (std::string_view(entry.kernel) == "fp8_cublaslt") calls += entry.calls;
+  }
+  return calls;
 }
 
 class CudaStepTest : public testing::TestWithParam<DType> {};
@@ -270,7 +281,9 @@ TEST_P(CudaStepTest, ServedStepsAreThoseOfOpsOneByOne) {
   for (int round = 0; round < 2; ++round) {
     SCOPED_TRACE(testing::Message() << "round " << round);
     const auto engine = Must(engine::Engine::Create(config, weights, backend.get(), options));
+    const int64_t calls = CublasLtCalls(*backend);
     const std::vector<engine::SampledToken> got = RunAll(engine.get(), seed);
+    EXPECT_GT(CublasLtCalls(*backend), calls);
     ASSERT_EQ(got.size(), wanted.size());
     for (size_t i = 0; i < got.size(); ++i) {
       ASSERT_FALSE(wanted[i].not_finite) << i;
