@@ -34,6 +34,17 @@ TEST(ClusterConfigTest, WhatIsLeftOutHasItsDefault) {
   EXPECT_TRUE(config->balancer.enabled);
 }
 
+TEST(ClusterConfigTest, TheExamplesAreRight) {
+  int seen = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("deploy/clusters")) {
+    if (entry.path().extension() != ".yaml") continue;
+    const auto config = LoadClusterConfig(entry.path().string());
+    EXPECT_TRUE(config.ok()) << config.status();
+    ++seen;
+  }
+  EXPECT_GE(seen, 3);
+}
+
 TEST(ClusterConfigTest, EveryKeyIsRead) {
   const char text[] = R"(
 model: {dir: /m/v3/, name: deepseek, numerics: fast, load_format: dummy, dummy_seed: 7, chat_template: r1}
@@ -139,6 +150,14 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
       {"ruoter: {}", "x.yaml:4: ruoter: no such key; did you mean router?"},
       {"router:\n  htpp: 127.0.0.1:1", "x.yaml:5: router.htpp: no such key; did you mean http?"},
       {"router: {completely_other: 1}", "no such key; there are: active_requests_max, admin,"},
+      {"mixed: {kv_dtype: fp8}", "x.yaml:4: mixed.kv_dtype: no such key; it stands under model"},
+      {"numerics: fast", "x.yaml:4: numerics: no such key; it stands under model"},
+      {"router: {step_tokens: 1}",
+       "router.step_tokens: no such key; it stands under decode, mixed, prefill"},
+      {"mixed: {sha256: x}", "mixed.sha256: no such key; there are: admin,"},
+      {"router: {api_keys: [{name: a, tls: 1}]}",
+       "router.api_keys[0].tls: no such key; it stands under router"},
+      {"mixed: {router: {}}", "mixed.router: no such key; it stands at the top"},
       {"mixed: {slots: 1, slots: 2}", "mixed.slots: stands here for the second time"},
       {"mixed: {[1]: 2}", "mixed: has a key that is not a word"},
       {"prefill: {count: 1}", "prefill: stands here for the second time"},

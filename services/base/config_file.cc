@@ -88,20 +88,48 @@ class Problems {
   void Add(const YAML::Mark& mark, absl::string_view key, absl::string_view what) {
     if (++count_ > kProblemsMax) return;
     const std::string line = mark.line >= 0 ? absl::StrCat(":", mark.line + 1) : "";
-    texts_.push_back(absl::StrCat(path_, line, ": ", key, key.empty() ? "" : ": ", what));
+    texts_.push_back({absl::StrCat(path_, line, ": ", key, key.empty() ? "" : ": ", what), ""});
+  }
+
+  // `hint`: what to say of it unless another section has such a key.
+  void AddUnknownKey(const YAML::Mark& mark, absl::string_view section, const std::string& key,
+                     absl::string_view hint) {
+    Add(mark, absl::StrCat(section, key.substr(0, 60)), absl::StrCat("no such key; ", hint));
+    if (count_ > kProblemsMax) return;
+    texts_.back().unknown_key = key;
+    texts_.back().hint_bytes = hint.size();
+  }
+
+  // Items of lists are not told apart.
+  void AddKnownKey(absl::string_view section, absl::string_view key) {
+    sections_[std::string(key)].emplace(
+        absl::StripSuffix(section.substr(0, section.find('[')), "."));
   }
 
   absl::Status status() const {
     if (texts_.empty()) return absl::OkStatus();
-    std::string text = absl::StrJoin(texts_, "\n");
+    std::string text = absl::StrJoin(texts_, "\n", [this](std::string* out, const Told& told) {
+      const auto known = sections_.find(told.unknown_key);
+      if (known == sections_.end()) return out->append(told.text), void();
+      const std::string sections = absl::StrJoin(known->second, ", ");
+      absl::StrAppend(out, told.text.substr(0, told.text.size() - told.hint_bytes), "it stands ",
+                      sections.empty() ? "at the top" : absl::StrCat("under ", sections));
+    });
     if (count_ > kProblemsMax) absl::StrAppend(&text, "\nand ", count_ - kProblemsMax, " more");
     return absl::InvalidArgumentError(text);
   }
 
  private:
+  struct Told {
+    std::string text;
+    std::string unknown_key;  // empty: it is another problem
+    size_t hint_bytes = 0;    // at the end of the text
+  };
+
   const std::string path_;
-  std::vector<std::string> texts_;
+  std::vector<Told> texts_;
   size_t count_ = 0;
+  std::map<std::string, std::set<std::string>> sections_;  // by key: where one is known
 };
 
 // One map of the file.
@@ -124,10 +152,10 @@ class Reader final : public ConfigVisitor {
       if (known_.count(key) > 0) continue;
       const std::vector<std::string> known(known_.begin(), known_.end());
       const std::string nearest = NearestWord(key, known);
-      problems_->Add(place.key_mark, absl::StrCat(prefix_, key.substr(0, 60)),
-                     nearest.empty()
-                         ? absl::StrCat("no such key; there are: ", absl::StrJoin(known, ", "))
-                         : absl::StrCat("no such key; did you mean ", nearest, "?"));
+      problems_->AddUnknownKey(place.key_mark, prefix_, key,
+                               nearest.empty()
+                                   ? absl::StrCat("there are: ", absl::StrJoin(known, ", "))
+                                   : absl::StrCat("did you mean ", nearest, "?"));
     }
   }
 
@@ -241,7 +269,7 @@ class Reader final : public ConfigVisitor {
   }
 
   std::map<std::string, Place>::iterator Find(absl::string_view key) {
-    known_.emplace(key);
+    if (known_.emplace(key).second) problems_->AddKnownKey(prefix_, key);
     return places_.find(std::string(key));
   }
 
