@@ -34,15 +34,17 @@ std::shared_ptr<void> MemoryLedger::Take(const std::shared_ptr<MemoryLedger>& le
   });
 }
 
+std::map<std::string, uint64_t> MemoryLedger::bytes() const {
+  const std::lock_guard lock(mutex_);
+  return bytes_;
+}
+
 std::string MemoryLedger::ToString() const {
   std::vector<std::pair<uint64_t, std::string>> parts;
   uint64_t total = 0;
-  {
-    const std::lock_guard lock(mutex_);
-    for (const auto& [what, bytes] : bytes_) {
-      parts.emplace_back(bytes, what);
-      total += bytes;
-    }
+  for (const auto& [what, taken] : bytes()) {
+    parts.emplace_back(taken, what);
+    total += taken;
   }
   if (total == 0) return "nothing so far";
   std::sort(parts.rbegin(), parts.rend());

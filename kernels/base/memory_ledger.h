@@ -20,6 +20,8 @@ class MemoryLedger {
   static std::shared_ptr<void> Take(const std::shared_ptr<MemoryLedger>& ledger,
                                     const std::string& what, uint64_t bytes);
 
+  // What has gone to whom, as of now.
+  std::map<std::string, uint64_t> bytes() const;
   // "45.2 GB so far: weights 40.1 GB, KV cache 5.0 GB, others 0.1 GB": the largest three by name.
   // "nothing so far".
   std::string ToString() const;

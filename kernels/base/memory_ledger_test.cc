@@ -10,6 +10,7 @@ TEST(MemoryLedgerTest, NamesTheLargest) {
   EXPECT_EQ(ledger->ToString(), "nothing so far");
   auto weights = MemoryLedger::Take(ledger, "weights", 40'000'000'000);
   EXPECT_EQ(ledger->ToString(), "40.0 GB so far: weights 40.0 GB");
+  EXPECT_EQ(ledger->bytes(), (std::map<std::string, uint64_t>{{"weights", 40'000'000'000}}));
   const auto a = MemoryLedger::Take(ledger, "logits", 1'500'000);
   const auto b = MemoryLedger::Take(ledger, "KV cache", 2'000'000'000);
   const auto c = MemoryLedger::Take(ledger, "KV cache", 3'000'000'000);

@@ -21,6 +21,9 @@ namespace sluice {
 
 namespace {
 
+static_assert(CUDART_VERSION / 1000 == 13);
+constexpr int kDriverMin = 580;  // the first that runs what CUDA 13 compiles
+
 // Errors after which a process can do nothing more with the device.
 bool LosesTheContext(cudaError_t error) {
   switch (error) {
@@ -265,6 +268,11 @@ class CudaBackend final : public Backend {
   cuda::WaitState* wait() const { return context_.wait; }
 
   const KernelCalls* kernel_calls() const override { return context_.calls.get(); }
+  DeviceMemory memory() const override {
+    size_t free_bytes = 0, total_bytes = 0;
+    cudaMemGetInfo(&free_bytes, &total_bytes);
+    return {context_.ledger->bytes(), free_bytes, total_bytes};
+  }
 
   std::string Describe() const override {
     return absl::StrCat("CUDA, ", context_.name, ", ",
@@ -298,11 +306,26 @@ cuda::WaitState* WaitStateOf(Backend& backend) {
   return dynamic_cast<CudaBackend&>(backend).wait();
 }
 
+namespace {
+
+// CUDA has one error for a driver that is not there and for one that is too old.
+std::string WhyNoDevice(cudaError_t error) {
+  int driver = 0;
+  if (error != cudaErrorInsufficientDriver || cudaDriverGetVersion(&driver) != cudaSuccess) {
+    return cudaGetErrorString(error);
+  }
+  if (driver == 0) return "no NVIDIA driver is loaded";
+  return absl::StrCat("the driver is for CUDA ", driver / 1000, ".", driver % 1000 / 10,
+                      ", wanted ", CUDART_VERSION / 1000, ".0 (driver ", kDriverMin, " or later)");
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options) {
   int count = 0;
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
     return absl::FailedPreconditionError(
-        absl::StrCat("no CUDA device can be used: ", cudaGetErrorString(error)));
+        absl::StrCat("no CUDA device can be used: ", WhyNoDevice(error)));
   }
   if (options.device < 0 || options.device >= count) {
     return absl::FailedPreconditionError(

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -19,6 +21,14 @@
 #include "kernels/ops/sampling.h"
 
 namespace sluice {
+
+// A device's memory, in bytes. `taken` is by the process, under the names that Allocate was given;
+// what is neither free nor in there, kernels have for themselves, or other processes.
+struct DeviceMemory {
+  std::map<std::string, uint64_t> taken;
+  uint64_t free = 0;
+  uint64_t total = 0;
+};
 
 // A place in a stream's work that can be waited for. Goes before its backend.
 class StreamEvent {
@@ -107,6 +117,9 @@ class Backend {
 
   // Which kernels have served the ops so far. Null from backends that do not count.
   virtual const KernelCalls* kernel_calls() const { return nullptr; }
+
+  // Where its memory has gone. All zero from backends that have none of their own.
+  virtual DeviceMemory memory() const { return {}; }
 
   // One line for the log: device, instruction set or architecture, threads, numerics.
   virtual std::string Describe() const = 0;

@@ -148,6 +148,26 @@ void InstanceMetrics::OnKvReceived(absl::Duration duration) {
   kv_->transfer_seconds.Observe(absl::ToDoubleSeconds(duration));
 }
 
+MemoryUse UseOf(const DeviceMemory& memory) {
+  MemoryUse use;
+  for (const auto& [what, bytes] : memory.taken) {
+    const bool is_weights = what == "weights" || what == "kv_b in bf16";
+    (is_weights ? use.weights : what == "KV cache" ? use.kv : use.activations) += bytes;
+  }
+  return use;
+}
+
+void InstanceMetrics::SetMemory(const MemoryUse& use) {
+  const std::pair<const char*, uint64_t> kinds[] = {
+      {"weights", use.weights}, {"kv", use.kv}, {"activations", use.activations}};
+  for (const auto& [kind, bytes] : kinds) {
+    metrics_
+        ->Gauge("sluice_device_memory_bytes", "Of the GPU's memory, what the instance has",
+                {{"kind", kind}})
+        .Set(static_cast<double>(bytes));
+  }
+}
+
 void InstanceMetrics::UpdateKernels(const std::vector<KernelCalls::Entry>& calls) {
   for (size_t i = 0; i < calls.size(); ++i) {
     if (i == kernels_.size()) {

@@ -10,11 +10,20 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "kernels/ops/backend.h"
 #include "kernels/ops/kernel_calls.h"
 #include "services/base/metrics.h"
 #include "services/instance/instance_core.h"
 
 namespace sluice::instance {
+
+// What an instance has of its device's memory, in bytes.
+struct MemoryUse {
+  uint64_t weights = 0;  // and what is made of them once
+  uint64_t kv = 0;
+  uint64_t activations = 0;  // and everything else that the process has asked for by name
+};
+MemoryUse UseOf(const DeviceMemory& memory);
 
 class InstanceMetrics {
  public:
@@ -28,6 +37,8 @@ class InstanceMetrics {
   void OnKvReceived(absl::Duration duration);
   // Brings gauges and counters up to date.
   void Update(const InstanceCore& core, const v1::Heartbeat& heartbeat);
+  // Once, of a device that has memory of its own.
+  void SetMemory(const MemoryUse& use);
   void UpdateKernels(const std::vector<KernelCalls::Entry>& calls);
 
  private:

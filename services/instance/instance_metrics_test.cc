@@ -24,5 +24,25 @@ TEST(InstanceMetricsTest, KernelsAreCountedAsTheyComeIntoUse) {
                               "general\",op=\"linear\"} 1"));
 }
 
+TEST(InstanceMetricsTest, MemoryIsToldByWhatItIsFor) {
+  Metrics metrics({.model = "m", .role = "decode", .instance = "decode-1"});
+  InstanceMetrics instance("decode", v1::Capacity(), &metrics);
+  instance.SetMemory(UseOf({.taken = {{"weights", 500},
+                                      {"kv_b in bf16", 20},
+                                      {"KV cache", 64},
+                                      {"logits", 3},
+                                      {"queries", 4}},
+                            .free = 1,
+                            .total = 1000}));
+  const std::pair<const char*, const char*> wanted[] = {
+      {"weights", "520"}, {"kv", "64"}, {"activations", "7"}};
+  for (const auto& [kind, bytes] : wanted) {
+    EXPECT_THAT(metrics.Text(),
+                HasSubstr(std::string("sluice_device_memory_bytes{instance=\"decode-1\",model="
+                                      "\"m\",role=\"decode\",kind=\"") +
+                          kind + "\"} " + bytes + "\n"));
+  }
+}
+
 }  // namespace
 }  // namespace sluice::instance

@@ -12,13 +12,16 @@
 namespace sluice::instance {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackendOf(const ModelSource& source) {
+  SLUICE_ASSIGN_OR_RETURN(
+      std::unique_ptr<Backend> backend,
+      MakeBackend({.device = source.device,
+                   .threads = source.threads,
+                   .numerics = source.exact() ? Numerics::kExact : Numerics::kFast}));
   if (source.exact() && source.device != "cpu") {
     LogWarn("numerics is exact: the GPU's tensor cores stay idle, fast is many times faster",
             {{"device", source.device}, {"numerics", source.numerics}});
   }
-  return MakeBackend({.device = source.device,
-                      .threads = source.threads,
-                      .numerics = source.exact() ? Numerics::kExact : Numerics::kFast});
+  return backend;
 }
 
 namespace {

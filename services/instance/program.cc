@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/backends/make_backend.h"
+#include "kernels/base/memory_ledger.h"
 #include "kernels/base/status.h"
 #include "kernels/ops/attention.h"
 #include "services/base/clock.h"
@@ -175,6 +176,7 @@ class App {
     SLUICE_ASSIGN_OR_RETURN(
         engine_, engine::Engine::Create(model_.config, model_.weights, model_.backend.get(),
                                         model_.engine_options));
+    TellMemory();
     SLUICE_ASSIGN_OR_RETURN(const model::PageHash model_hash, model::ModelHash(model.dir));
     hello_.set_protocol_version(v1::PROTOCOL_VERSION_CURRENT);
     hello_.set_instance(program_.process.name);
@@ -187,6 +189,17 @@ class App {
     *hello_.mutable_capacity() = CapacityOf(*engine_);
     hello_.set_software(std::string(SoftwareVersion()));
     return absl::OkStatus();
+  }
+
+  void TellMemory() const {
+    const DeviceMemory memory = model_.backend->memory();
+    if (memory.total == 0) return;
+    const MemoryUse use = UseOf(memory);
+    LogInfo("memory of the device", {{"weights", MemoryString(use.weights)},
+                                     {"kv", MemoryString(use.kv)},
+                                     {"activations", MemoryString(use.activations)},
+                                     {"free", MemoryString(memory.free)},
+                                     {"total", MemoryString(memory.total)}});
   }
 
   absl::Status Serve() {
@@ -204,6 +217,9 @@ class App {
     }
     instance_metrics_ =
         std::make_unique<InstanceMetrics>(program_.process.role, hello_.capacity(), &metrics_);
+    if (const DeviceMemory memory = model_.backend->memory(); memory.total > 0) {
+      instance_metrics_->SetMemory(UseOf(memory));
+    }
     const TimeoutsSection& timeouts = program_.config.timeouts;
     instance_ = std::make_unique<Instance>(
         InstanceOptions{.core = {.role = hello_.role(),
