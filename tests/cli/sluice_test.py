@@ -163,6 +163,7 @@ class FailureTest(unittest.TestCase):
         self.check("--max-tokens", *run, "--prompt", "x", "--max-tokens", "0", code=2)
         self.check("context limit is 2048", *run, "--prompt", "7 " * 3000)
         self.check("--numerics", *run, "--prompt", "x", "--numerics", "wild", code=2)
+        self.check("is 'gpu', wanted cpu, cuda or cuda:N", "generate", "--model", "no-such-dir", "--device", "gpu", code=2)
 
     def test_a_wrong_command_line_is_one_line_and_2(self):
         def says(message, *args):

@@ -9,6 +9,7 @@
 #include "CLI/Config.hpp"
 #include "CLI/Formatter.hpp"
 #include "absl/strings/str_cat.h"
+#include "kernels/base/device_name.h"
 #include "kernels/base/status.h"
 
 namespace sluice::cli {
@@ -32,6 +33,9 @@ void AddModelOptions(CLI::App* command, ModelOptions* options) {
       ->check(CLI::IsMember({"auto", "fp8"}))
       ->option_text("auto|fp8 [auto]");
   command->add_option("--device", options->device, "cpu, cuda or cuda:N")
+      ->check([](const std::string& name) {
+        return std::string(ParseDeviceName(name).status().message());
+      })
       ->option_text("NAME [cpu]");
   command->add_option("--threads", options->threads, "0: one per core")
       ->check(CLI::Range(0, 1024))
