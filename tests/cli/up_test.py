@@ -29,8 +29,9 @@ import http.server, os, re, signal, sys, threading
 name = sys.argv[sys.argv.index("--instance") + 1]
 config = open(sys.argv[sys.argv.index("--config") + 1]).read()
 if name == os.environ.get("STUB_CRASHES"):
-    print("no weights here", flush=True)
-    sys.exit(3)
+    print("2026-11-22T05:40:10.123456Z error [decode-1] ends reason=\"no weights here\"", flush=True)
+    print("and a last word", flush=True)
+    sys.exit(int(os.environ["STUB_STATUS"]))
 term = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: None if name == os.environ.get("STUB_IGNORES_TERM") else term.set())
 print(f"pid={os.getpid()} {os.path.basename(sys.argv[0])}", flush=True)
@@ -183,11 +184,17 @@ class UpTest(unittest.TestCase):
                 os.close(handle)
 
     def test_a_child_that_never_starts_ends_it_with_the_reason(self):
-        with self.up(STUB_CRASHES="decode-1") as (process, lines):
-            text = lines.rest()
-            self.assertEqual(process.returncode, 1)
-            self.assertIn("[decode-1] no weights here", text)
-            self.assertIn("the cluster did not start: decode-1 exited with status 3, 3 times", text)
+        cases = [(1, 3), (2, 1), (3, 1), (4, 1), (5, 3)]  # 2 to 4: starting again is of no use
+        for status, deaths in cases:
+            with self.subTest(status=status), self.up(
+                    STUB_CRASHES="decode-1", STUB_STATUS=str(status)) as (process, lines):
+                text = lines.rest()
+                self.assertEqual(process.returncode, 1)
+                self.assertEqual(text.count("[decode-1] and a last word"), deaths)
+                self.assertRegex(
+                    text, f"sluice: the cluster did not start: decode-1 exited with status {status}"
+                    + (f", {deaths} times" if deaths > 1 else "")
+                    + r"; its last: \S+Z error \[decode-1\] ends reason=\"no weights here\"\n")
 
     def test_one_that_does_not_drain_is_killed(self):
         with self.up(STUB_IGNORES_TERM="decode-1") as (process, lines):

@@ -168,6 +168,7 @@ void Supervisor::OnDeath(Child* child, int status) {
   // A grandchild may have the other end still; what it says is of no interest.
   if (child->output >= 0) CloseOutput(child);
   child->how = HowItEnded(status);
+  child->status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   const absl::Time now = clock_.Now();
   const bool early = now - child->started < options_.stable;
   child->early_deaths = early ? child->early_deaths + 1 : 1;
@@ -205,12 +206,15 @@ size_t Supervisor::Running(const std::function<bool(const std::string& name)>& w
   }));
 }
 
-Supervisor::Failing Supervisor::WorstFailing() const {
-  Failing worst;
+std::vector<Supervisor::Failing> Supervisor::Failures() const {
+  std::vector<Failing> failures;
   for (const Child& child : children_) {
-    if (child.early_deaths > worst.deaths) worst = {child.spec.name, child.how, child.early_deaths};
+    if (child.early_deaths == 0) continue;
+    failures.push_back({child.spec.name, child.how, child.status, child.early_deaths});
   }
-  return worst;
+  std::stable_sort(failures.begin(), failures.end(),
+                   [](const Failing& a, const Failing& b) { return a.deaths > b.deaths; });
+  return failures;
 }
 
 }  // namespace sluice::cli

@@ -63,12 +63,14 @@ class Supervisor {
   // How many of them run still.
   size_t Running(const std::function<bool(const std::string& name)>& which) const;
 
-  // The child that has died most often in a row, each time sooner than `stable`; and how often.
+  // A child that has died so often in a row, each time but for the last sooner than `stable`.
   struct Failing {
     std::string name, how;  // "exited with status 1"
+    int status = 0;         // of its last exit; -1: a signal killed it
     int deaths = 0;
   };
-  Failing WorstFailing() const;
+  // Those that have died, most often first.
+  std::vector<Failing> Failures() const;
 
  private:
   struct Child {
@@ -81,6 +83,7 @@ class Supervisor {
     absl::Time started;
     absl::Time restart_at = absl::InfiniteFuture();
     int early_deaths = 0;
+    int status = 0;
     std::string how;
   };
 

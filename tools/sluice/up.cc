@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -30,6 +31,7 @@
 #include "services/base/clock.h"
 #include "services/base/cluster_config.h"
 #include "services/base/log.h"
+#include "services/base/program.h"
 #include "services/base/shutdown.h"
 #include "services/rpc/admin_client.h"
 #include "tools/sluice/commands.h"
@@ -40,8 +42,12 @@
 namespace sluice::cli {
 namespace {
 
-// A process that dies so often before the cluster was ever ready will not get better.
+// A process that dies so often before the cluster was ever ready will not get better; one that ends
+// with its arguments or the cluster file, a port or a device, or the model does so at once.
 constexpr int kEarlyDeathsMax = 3;
+bool IsHopeless(int status) {
+  return status == kExitUsage || status == kExitPreflight || status == kExitModel;
+}
 constexpr absl::Duration kReadyPoll = absl::Milliseconds(50);
 constexpr absl::Duration kReadyTimeout = absl::Seconds(1);
 // Beyond timeouts.drain, for what a process does when it has drained.
@@ -145,8 +151,9 @@ class Cluster {
         shutdown_(*shutdown),
         wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
         supervisor_({}, &clock_,
-                    [log_fd, json = config_.logging.format == LogFormat::kJson](
+                    [this, log_fd, json = config_.logging.format == LogFormat::kJson](
                         const std::string& name, absl::string_view line) {
+                      if (!ready_) Remember(name, line);
                       json ? PassOnJson(log_fd, name, line) : PassOn(log_fd, name, line);
                     }) {
     shutdown_.OnRequested([fd = wake_fd_] {
@@ -180,6 +187,29 @@ class Cluster {
   }
 
  private:
+  // Why it ended, if it says so before that: its last error, else its last line.
+  void Remember(const std::string& name, absl::string_view line) {
+    LastWords& words = last_words_[name];
+    const bool is_error =
+        absl::StrContains(line, "\"level\":\"error\"") || absl::StrContains(line, "Z error ");
+    if (words.is_error && !is_error) return;
+    words = {is_error, std::string(line)};
+  }
+
+  // OK, or why the cluster will not become ready.
+  absl::Status CheckStarting() const {
+    for (const Supervisor::Failing& failing : supervisor_.Failures()) {
+      if (failing.deaths < kEarlyDeathsMax && !IsHopeless(failing.status)) continue;
+      const auto words = last_words_.find(failing.name);
+      return absl::UnavailableError(absl::StrCat(
+          "the cluster did not start: ", failing.name, " ", failing.how,
+          failing.deaths > 1 ? absl::StrCat(", ", failing.deaths, " times") : "",
+          options_.log_file.empty() ? "" : absl::StrCat("; its lines are in ", options_.log_file),
+          words == last_words_.end() ? "" : absl::StrCat("; its last: ", words->second.line)));
+    }
+    return absl::OkStatus();
+  }
+
   // A line with its process's name in front, unless it has it already.
   static void PassOn(int fd, const std::string& name, absl::string_view line) {
     const bool named = absl::StrContains(line, absl::StrCat("[", name, "]"));
@@ -204,17 +234,10 @@ class Cluster {
     while (!routers.empty()) {
       supervisor_.Poll(kReadyPoll, {wake_fd_});
       if (shutdown_.requested()) return absl::OkStatus();
-      const Supervisor::Failing failing = supervisor_.WorstFailing();
-      if (failing.deaths >= kEarlyDeathsMax) {
-        return absl::UnavailableError(absl::StrCat(
-            "the cluster did not start: ", failing.name, " ", failing.how, ", ", failing.deaths,
-            " times; its own lines ",
-            options_.log_file.empty() ? "" : absl::StrCat("in ", options_.log_file, " "),
-            "say why"));
-      }
+      SLUICE_RETURN_IF_ERROR(CheckStarting());
       const absl::Status answer = CheckReady(config_, routers.back());
       // An answer while a child keeps dying may be another cluster's.
-      if (answer.ok() && failing.deaths == 0) {
+      if (answer.ok() && supervisor_.Failures().empty()) {
         routers.pop_back();
         continue;
       }
@@ -225,6 +248,7 @@ class Cluster {
             " (timeouts.start); the router said: ", last));
       }
     }
+    ready_ = true;
     return absl::OkStatus();
   }
 
@@ -296,6 +320,12 @@ class Cluster {
   const int wake_fd_;
   const RealClock clock_;
   HeldPorts ports_;
+  bool ready_ = false;  // it was, once
+  struct LastWords {
+    bool is_error = false;
+    std::string line;
+  };
+  std::map<std::string, LastWords> last_words_;  // by process, until ready
   Supervisor supervisor_;
 };
 
