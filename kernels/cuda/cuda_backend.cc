@@ -270,6 +270,7 @@ class CudaBackend final : public Backend {
   const KernelCalls* kernel_calls() const override { return context_.calls.get(); }
   DeviceMemory memory() const override {
     size_t free_bytes = 0, total_bytes = 0;
+    cudaSetDevice(context_.device);  // whatever thread asks
     cudaMemGetInfo(&free_bytes, &total_bytes);
     return {context_.ledger->bytes(), free_bytes, total_bytes};
   }
