@@ -54,8 +54,8 @@ class CudaMoeOps final : public MoeOps {
   absl::Status Permute(const MoePermuteParams& params, StreamId) override {
     context_.calls->Count("moe_permute", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckMoePermute(params));
-    const int64_t counts = cuda::PermuteChunkCounts(params.expert_ids.rows(), params.expert_ids.dims[1],
-                                                    params.offsets.rows() - 1);
+    const int64_t counts = cuda::PermuteChunkCounts(
+        params.expert_ids.rows(), params.expert_ids.dims[1], params.offsets.rows() - 1);
     SLUICE_ASSIGN_OR_RETURN(void* const chunk_counts,
                             chunk_counts_.Reserve(static_cast<size_t>(counts) * sizeof(int32_t)));
     return CudaStatus(cuda::LaunchPermute({.expert_ids = params.expert_ids.As<int32_t>(),
