@@ -11,7 +11,67 @@
 namespace sluice {
 namespace {
 
-using CudaAttentionTest = CudaOpsTest;
+class CudaAttentionTest : public CudaOpsTest {
+ protected:
+  // Both ops, over five sequences in pages from first_page on. `cache` is what the CPU reads,
+  // `device_cache` the same rows as the device has them.
+  void ExpectTheCpus(Device& device, const MlaDims& dims, const OwnedWeight& kv_b,
+                     const OwnedTensor& cache, const TensorView& device_cache, int32_t first_page) {
+    const std::vector<int32_t> lengths = {1, 63, 64, 65, 300};  // so far, this token included
+    const int64_t count = static_cast<int64_t>(lengths.size()), pages_max = 5;
+    const OwnedTensor table =
+        Integers({count, pages_max}, first_page, static_cast<int32_t>(cache.view().rows()) - 1);
+    const OwnedTensor seqs = MakeI32({count}, {2, 0, 1, 4, 3});
+    OwnedTensor at = MakeI32({count}, lengths);
+    for (int64_t i = 0; i < count; ++i) --at.data<int32_t>()[i];
+    const OwnedTensor queries = Random({count, dims.num_heads * dims.q_dim()}, 0.3f);
+    const OwnedTensor out(DType::kF32, {count, dims.num_heads * dims.v_dim});
+    const TensorView device_out = device.Up(out), device_table = device.Up(table);
+    const WeightView device_kv_b = device.Up(kv_b);
+    ASSERT_TRUE(cpu_->attention()
+                    .MlaAbsorbed({dims, queries.view(), kv_b.view, cache.view(), table.view(),
+                                  seqs.view(), at.view(), 0.2f, out.view()},
+                                 {})
+                    .ok());
+    ASSERT_TRUE(device.backend()
+                    .attention()
+                    .MlaAbsorbed({dims, device.Up(queries), device_kv_b, device_cache, device_table,
+                                  device.Up(seqs), device.Up(at), 0.2f, device_out},
+                                 {})
+                    .ok());
+    EXPECT_LT(Difference(out, device.Down(device_out)), 2e-5);
+
+    const int64_t tokens = 70;
+    const OwnedTensor prompt = Random({tokens, dims.num_heads * dims.q_dim()}, 0.3f);
+    const OwnedTensor prompt_out(DType::kF32, {tokens, dims.num_heads * dims.v_dim});
+    const TensorView device_prompt_out = device.Up(prompt_out);
+    const PromptChunk chunk = {.num_tokens = tokens, .seq = 3, .first_position = 100};
+    ASSERT_TRUE(cpu_->attention()
+                    .MlaPrompt({dims,
+                                prompt.view(),
+                                kv_b.view,
+                                cache.view(),
+                                table.view(),
+                                {&chunk, 1},
+                                0.2f,
+                                prompt_out.view()},
+                               {})
+                    .ok());
+    ASSERT_TRUE(device.backend()
+                    .attention()
+                    .MlaPrompt({dims,
+                                device.Up(prompt),
+                                device_kv_b,
+                                device_cache,
+                                device_table,
+                                {&chunk, 1},
+                                0.2f,
+                                device_prompt_out},
+                               {})
+                    .ok());
+    EXPECT_LT(Difference(prompt_out, device.Down(device_prompt_out)), 5e-5);
+  }
+};
 
 constexpr double kBf16Error = 1e-2;  // queries, probabilities and outputs are rounded to bf16
 
@@ -22,11 +82,10 @@ struct Model {
 
 void PrintTo(const Model& model, std::ostream* os) { *os << model.name; }
 
-class LatentAttentionTest : public CudaOpsTest, public testing::WithParamInterface<Model> {};
+class LatentAttentionTest : public CudaAttentionTest, public testing::WithParamInterface<Model> {};
 
 TEST_P(LatentAttentionTest, IsTheCpus) {
-  const int64_t num_pages = 12, pages_max = 5;
-  const std::vector<int32_t> lengths = {1, 63, 64, 65, 300};  // so far, this token included
+  const int64_t num_pages = 12;
   const MlaDims& dims = GetParam().dims;
   for (const DType cache_dtype : {DType::kF32, DType::kBF16}) {
     for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
@@ -68,59 +127,9 @@ TEST_P(LatentAttentionTest, IsTheCpus) {
       }
       const TensorView same_cache = gpu_.Up(cache);  // the very same rows for both from here on
 
-      const int64_t count = static_cast<int64_t>(lengths.size());
       const OwnedWeight kv_b = RandomWeight(dtype, dims.num_heads * (dims.nope_dim + dims.v_dim),
                                             dims.kv_lora_rank, Seed(), 0.1f);
-      OwnedTensor table = Integers({count, pages_max}, 0, static_cast<int32_t>(num_pages) - 1);
-      const OwnedTensor seqs = MakeI32({count}, {2, 0, 1, 4, 3});
-      OwnedTensor at = MakeI32({count}, lengths);
-      for (int64_t i = 0; i < count; ++i) --at.data<int32_t>()[i];
-      const OwnedTensor queries = Random({count, dims.num_heads * dims.q_dim()}, 0.3f);
-      const OwnedTensor out(DType::kF32, {count, dims.num_heads * dims.v_dim});
-      const TensorView device_out = gpu_.Up(out), device_table = gpu_.Up(table);
-      const WeightView device_kv_b = gpu_.Up(kv_b);
-      ASSERT_TRUE(cpu_->attention()
-                      .MlaAbsorbed({dims, queries.view(), kv_b.view, cache.view(), table.view(),
-                                    seqs.view(), at.view(), 0.2f, out.view()},
-                                   {})
-                      .ok());
-      ASSERT_TRUE(gpu_.backend()
-                      .attention()
-                      .MlaAbsorbed({dims, gpu_.Up(queries), device_kv_b, same_cache, device_table,
-                                    gpu_.Up(seqs), gpu_.Up(at), 0.2f, device_out},
-                                   {})
-                      .ok());
-      EXPECT_LT(Difference(out, gpu_.Down(device_out)), 2e-5);
-
-      const int64_t prompt = 70, first = 100;
-      const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.3f);
-      const OwnedTensor prompt_out(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
-      const TensorView device_prompt_out = gpu_.Up(prompt_out);
-      const PromptChunk chunk = {.num_tokens = prompt, .seq = 3, .first_position = first};
-      ASSERT_TRUE(cpu_->attention()
-                      .MlaPrompt({dims,
-                                  prompt_q.view(),
-                                  kv_b.view,
-                                  cache.view(),
-                                  table.view(),
-                                  {&chunk, 1},
-                                  0.2f,
-                                  prompt_out.view()},
-                                 {})
-                      .ok());
-      ASSERT_TRUE(gpu_.backend()
-                      .attention()
-                      .MlaPrompt({dims,
-                                  gpu_.Up(prompt_q),
-                                  device_kv_b,
-                                  same_cache,
-                                  device_table,
-                                  {&chunk, 1},
-                                  0.2f,
-                                  device_prompt_out},
-                                 {})
-                      .ok());
-      EXPECT_LT(Difference(prompt_out, gpu_.Down(device_prompt_out)), 5e-5);
+      ExpectTheCpus(gpu_, dims, kv_b, cache, same_cache, /*first_page=*/0);
     }
   }
 }
@@ -136,7 +145,7 @@ INSTANTIATE_TEST_SUITE_P(Models, LatentAttentionTest,
 TEST_F(CudaAttentionTest, LatentsInFp8) {
   const MlaDims models[] = {
       {8, 32, 32, 32, 128}, {3, 5, 2, 7, 33}, {2, 16, 6, 8, 130}, {16, 128, 64, 128, 512}};
-  const int64_t num_pages = 6, pages_max = 5, tokens = num_pages * kPageTokens;
+  const int64_t num_pages = 6, tokens = num_pages * kPageTokens;
   for (const MlaDims& dims : models) {
     SCOPED_TRACE(testing::Message()
                  << "latent " << dims.kv_lora_rank << ", rope " << dims.rope_dim);
@@ -193,64 +202,13 @@ TEST_F(CudaAttentionTest, LatentsInFp8) {
       }
     }
 
-    const std::vector<int32_t> lengths = {1, 63, 64, 65, 300};
-    const int64_t count = static_cast<int64_t>(lengths.size());
     const OwnedWeight kv_b =
         RandomWeight(DType::kBF16, dims.num_heads * (dims.nope_dim + dims.v_dim), dims.kv_lora_rank,
                      Seed(), 0.1f);
-    // Page 0 has the row that was never written.
-    const OwnedTensor table = Integers({count, pages_max}, 1, static_cast<int32_t>(num_pages) - 1);
-    const OwnedTensor seqs = MakeI32({count}, {2, 0, 1, 4, 3});
-    OwnedTensor at = MakeI32({count}, lengths);
-    for (int64_t i = 0; i < count; ++i) --at.data<int32_t>()[i];
-    const OwnedTensor queries = Random({count, dims.num_heads * dims.q_dim()}, 0.3f);
-    const OwnedTensor out(DType::kF32, {count, dims.num_heads * dims.v_dim});
     for (const Numerics numerics : {Numerics::kExact, Numerics::kFast}) {
       Device device(numerics);
-      const TensorView device_out = device.Up(out), same_rows = device.Up(stored);
-      ASSERT_TRUE(cpu_->attention()
-                      .MlaAbsorbed({dims, queries.view(), kv_b.view, read.view(), table.view(),
-                                    seqs.view(), at.view(), 0.2f, out.view()},
-                                   {})
-                      .ok());
-      ASSERT_TRUE(
-          device.backend()
-              .attention()
-              .MlaAbsorbed({dims, device.Up(queries), device.Up(kv_b), same_rows, device.Up(table),
-                            device.Up(seqs), device.Up(at), 0.2f, device_out},
-                           {})
-              .ok());
-      EXPECT_LT(Difference(out, device.Down(device_out)), 2e-5);
-
-      const int64_t prompt = 70, first = 100;
-      const OwnedTensor prompt_q = Random({prompt, dims.num_heads * dims.q_dim()}, 0.3f);
-      const OwnedTensor prompt_out(DType::kF32, {prompt, dims.num_heads * dims.v_dim});
-      const TensorView device_prompt_out = device.Up(prompt_out);
-      const PromptChunk chunk = {.num_tokens = prompt, .seq = 3, .first_position = first};
-      ASSERT_TRUE(cpu_->attention()
-                      .MlaPrompt({dims,
-                                  prompt_q.view(),
-                                  kv_b.view,
-                                  read.view(),
-                                  table.view(),
-                                  {&chunk, 1},
-                                  0.2f,
-                                  prompt_out.view()},
-                                 {})
-                      .ok());
-      ASSERT_TRUE(device.backend()
-                      .attention()
-                      .MlaPrompt({dims,
-                                  device.Up(prompt_q),
-                                  device.Up(kv_b),
-                                  same_rows,
-                                  device.Up(table),
-                                  {&chunk, 1},
-                                  0.2f,
-                                  device_prompt_out},
-                                 {})
-                      .ok());
-      EXPECT_LT(Difference(prompt_out, device.Down(device_prompt_out)), 5e-5);
+      // Page 0 has the row that was never written.
+      ExpectTheCpus(device, dims, kv_b, read, device.Up(stored), /*first_page=*/1);
     }
   }
 }
