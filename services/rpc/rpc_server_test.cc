@@ -1,6 +1,9 @@
 // The server, its health and reflection, the admin verbs through their client, and the statuses.
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -271,6 +274,35 @@ TEST_F(ServerTest, ShutdownEndsCallsThatHang) {
   caller.join();
   server_->Shutdown(absl::Seconds(1));  // once more is fine
   server_->SetReady(true);
+}
+
+// A server on a busy host: half a second until it says that it speaks HTTP/2.
+TEST(ChannelTest, WaitsForASlowServer) {
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(listen(listener, 16), 0);
+  ASSERT_EQ(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  std::thread server([listener] {
+    const int connection = accept(listener, nullptr, nullptr);
+    absl::SleepFor(absl::Milliseconds(500));
+    constexpr char kSettings[] = {0, 0, 0, 4, 0, 0, 0, 0, 0};  // a frame without any
+    send(connection, kSettings, sizeof(kSettings), MSG_NOSIGNAL);
+    char ignored[256];
+    while (recv(connection, ignored, sizeof(ignored), 0) > 0) {
+    }
+    close(connection);
+  });
+  auto channel = MakeChannel(absl::StrCat("127.0.0.1:", ntohs(address.sin_port)));
+  EXPECT_TRUE(
+      channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(5)));
+  channel.reset();
+  shutdown(listener, SHUT_RDWR);
+  server.join();
+  close(listener);
 }
 
 TEST(AdminClientTest, NamesWhoDoesNotAnswer) {
