@@ -1,6 +1,7 @@
 #include "kernels/cuda/cublas_lt.h"
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -96,7 +97,7 @@ struct CublasLt::Plan {
   Shape shape;
   Operation operation;
   Layout w, x, out;
-  cublasLtMatmulAlgo_t algorithm;
+  std::optional<cublasLtMatmulAlgo_t> algorithm;  // none: cuBLASLt cannot do it
 };
 
 CublasLt::CublasLt(const CudaContext& context) : context_(context) {}
@@ -154,34 +155,43 @@ absl::StatusOr<CublasLt::Plan*> CublasLt::PlanFor(const CublasLtProduct& p) {
   }
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
-  SLUICE_RETURN_IF_ERROR(
+  const absl::Status status =
       ToStatus(cublasLtMatmulAlgoGetHeuristic(handle_.get(), plan->operation.get(), plan->w.get(),
                                               plan->x.get(), plan->out.get(), plan->out.get(),
                                               preference.get(), 1, &found, &count),
-               absl::StrCat("choosing an algorithm for ", rows, " x ", p.n, " x ", p.k)));
-  if (count == 0) {
-    return absl::UnimplementedError(absl::StrCat("cuBLASLt has no algorithm for an FP8 product of ",
-                                                 rows, " x ", p.n, " x ", p.k));
-  }
-  plan->algorithm = found.algo;
+               absl::StrCat("choosing an algorithm for ", rows, " x ", p.n, " x ", p.k));
+  if (!status.ok() && !absl::IsUnimplemented(status)) return status;
+  if (status.ok() && count > 0) plan->algorithm = found.algo;
   if (plans_.size() == kPlansMax) plans_.pop_back();
   plans_.push_front(std::move(plan));
   return plans_.front().get();
 }
 
+absl::StatusOr<bool> CublasLt::Takes(const CublasLtProduct& p) {
+  SLUICE_RETURN_IF_ERROR(Start());
+  SLUICE_ASSIGN_OR_RETURN(const Plan* const plan, PlanFor(p));
+  return plan->algorithm.has_value();
+}
+
 absl::Status CublasLt::Multiply(const CublasLtProduct& p) {
   if (p.m == 0 || p.n == 0) return absl::OkStatus();
   SLUICE_RETURN_IF_ERROR(Start());
-  SLUICE_ASSIGN_OR_RETURN(const Plan* const plan, PlanFor(p));
+  SLUICE_ASSIGN_OR_RETURN(Plan* const plan, PlanFor(p));
+  if (!plan->algorithm.has_value()) {
+    return absl::UnimplementedError(absl::StrCat("cuBLASLt has no algorithm for an FP8 product of ",
+                                                 p.m, " x ", p.n, " x ", p.k));
+  }
   SLUICE_RETURN_IF_ERROR(SetColumns(plan->x, p.m));
   SLUICE_RETURN_IF_ERROR(SetColumns(plan->out, p.m));
   SLUICE_RETURN_IF_ERROR(SetScales(plan->operation, p));
   const float one = 1, beta = p.accumulate ? 1 : 0;
-  return ToStatus(
+  const absl::Status status = ToStatus(
       cublasLtMatmul(handle_.get(), plan->operation.get(), &one, p.w, plan->w.get(), p.x,
                      plan->x.get(), &beta, p.out, plan->out.get(), p.out, plan->out.get(),
-                     &plan->algorithm, workspace_.get(), kWorkspaceBytes, context_.stream),
+                     &*plan->algorithm, workspace_.get(), kWorkspaceBytes, context_.stream),
       "FP8 matrix product");
+  if (absl::IsUnimplemented(status)) plan->algorithm.reset();  // what is found may not run
+  return status;
 }
 
 }  // namespace sluice

@@ -37,7 +37,9 @@ class CublasLt {
   // Allocates memory, once. Multiply does it, if nobody has.
   absl::Status Start();
 
-  // Asks for an algorithm once per shape, with m rounded up, and remembers kPlansMax of them.
+  // Whether there is an algorithm for this shape: asked once, with m rounded up, and remembered for
+  // kPlansMax shapes. Scales and x may be those of any other product.
+  absl::StatusOr<bool> Takes(const CublasLtProduct& product);
   // Unimplemented when there is none: then nothing has been queued.
   absl::Status Multiply(const CublasLtProduct& product);
 

@@ -28,6 +28,7 @@ constexpr int kDriverMin = 580;  // the first that runs what CUDA 13 compiles
 bool LosesTheContext(cudaError_t error) {
   switch (error) {
     case cudaErrorECCUncorrectable:
+    case cudaErrorContained:
     case cudaErrorNvlinkUncorrectable:
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchTimeout:

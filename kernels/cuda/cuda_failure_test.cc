@@ -31,13 +31,25 @@ class CudaFailureDeathTest : public testing::Test {
   CudaFailureDeathTest() { testing::GTEST_FLAG(death_test_style) = "threadsafe"; }
 };
 
+// KV cannot be passed through a device that is lost, and that is told as the device's failure.
+bool MoverIsLost(PageMover& mover, const MemoryHandle& pool) {
+  return absl::IsInternal(mover.Map(pool).status()) &&
+         absl::IsInternal(mover.AllocateStaging(size_t{1} << 20).status()) &&
+         absl::IsInternal(mover.Queue({}, {}).status());
+}
+
 // Runs one kernel, says what Sync and everything after it give, and ends.
 [[noreturn]] void RunAndEnd(cudaError_t (*launch)(cudaStream_t)) {
   auto backend = MakeBackend();
+  auto mover = *backend->MakePageMover();
+  auto pool = *backend->AllocateShareable(size_t{1} << 20, "pool");
   launch(StreamOf(*backend));
   const absl::Status status = backend->Sync({});
   std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
-  const bool stuck = !backend->Allocate(1, "more").ok() && !backend->Sync({}).ok();
+  const bool stuck = !backend->Allocate(1, "more").ok() && !backend->Sync({}).ok() &&
+                     MoverIsLost(*mover, *pool.handle);
+  mover.reset();
+  pool = {};
   backend.reset();  // and that ends too
   std::exit(status.code() == absl::StatusCode::kInternal && stuck ? 7 : 8);
 }
@@ -103,6 +115,21 @@ TEST_F(CudaFailureDeathTest, AProcessEndsAlthoughAKernelHangs) {
   const auto start = std::chrono::steady_clock::now();
   EXPECT_EXIT(HangUntilTheDeadline(), testing::ExitedWithCode(1), "");
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(15));
+}
+
+// A decode lets go of a prefill's memory while its steps run: they are not waited for.
+TEST(CudaFailureTest, LettingGoOfOthersMemoryDoesNotWait) {
+  auto backend = MakeBackend();
+  const auto pool = *backend->AllocateShareable(size_t{64} << 20, "pool");
+  const auto mover = *backend->MakePageMover();
+  auto mapped = mover->Map(*pool.handle);
+  ASSERT_TRUE(mapped.ok()) << mapped.status();
+  const auto start = std::chrono::steady_clock::now();
+  cuda::LaunchSpin(2'000'000'000, StreamOf(*backend));
+  *mapped = {};
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1));
+  EXPECT_TRUE(backend->Sync({}).ok());
+  EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
 }
 
 TEST(CudaFailureTest, NoRoomIsSaidInNumbersAndHarmsNothing) {

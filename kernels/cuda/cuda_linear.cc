@@ -209,9 +209,10 @@ class CudaLinearOps final : public LinearOps {
   }
 
   absl::Status OnTiles(const char* op, TileLinear* tiles, const TileProduct& product) {
-    context_.calls->Count(op, tiles->OnCublasLt(product) ? "fp8_cublaslt"
-                              : tiles == &fp8_           ? "fp8_wgmma"
-                                                         : "bf16_wgmma");
+    SLUICE_ASSIGN_OR_RETURN(const bool on_cublas_lt, tiles->OnCublasLt(product));
+    context_.calls->Count(op, on_cublas_lt     ? "fp8_cublaslt"
+                              : tiles == &fp8_ ? "fp8_wgmma"
+                                               : "bf16_wgmma");
     return tiles->Run(product);
   }
 

@@ -411,6 +411,10 @@ TEST_F(CudaLinearTest, CublasLtComputesTheSame) {
       const TileProduct product{
           .x = device_x, .weights = {&device_w, 1}, .outs = {&out, 1}, .accumulate = accumulate};
       ASSERT_EQ(tiles.CublasLtTakes(product), size.taken);
+      // No shape of another has spoiled it.
+      const auto on_cublas_lt = tiles.OnCublasLt(product);
+      ASSERT_TRUE(on_cublas_lt.ok()) << on_cublas_lt.status();
+      EXPECT_EQ(*on_cublas_lt, size.taken && size.m > 128 && size.m % 4 == 0);
       if (!size.taken) continue;
       ASSERT_TRUE(
           cpu_->linear().Linear({rounded.view(), w.view, wanted.view(), accumulate}, {}).ok());

@@ -1,5 +1,6 @@
 #include <memory>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/launch.h"
@@ -54,8 +55,13 @@ class CudaMoeOps final : public MoeOps {
   absl::Status Permute(const MoePermuteParams& params, StreamId) override {
     context_.calls->Count("moe_permute", "cuda");
     SLUICE_RETURN_IF_ERROR(CheckMoePermute(params));
-    const int64_t counts = cuda::PermuteChunkCounts(
-        params.expert_ids.rows(), params.expert_ids.dims[1], params.offsets.rows() - 1);
+    const int64_t slots = params.offsets.rows() - 1;
+    if (slots > cuda::kPermuteSlotsMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("offsets: ", slots, " slots, at most ", cuda::kPermuteSlotsMax));
+    }
+    const int64_t counts =
+        cuda::PermuteChunkCounts(params.expert_ids.rows(), params.expert_ids.dims[1], slots);
     SLUICE_ASSIGN_OR_RETURN(void* const chunk_counts,
                             chunk_counts_.Reserve(static_cast<size_t>(counts) * sizeof(int32_t)));
     return CudaStatus(cuda::LaunchPermute({.expert_ids = params.expert_ids.As<int32_t>(),
@@ -63,7 +69,7 @@ class CudaMoeOps final : public MoeOps {
                                            .slot_of_expert = params.slot_of_expert.As<int32_t>(),
                                            .tokens = static_cast<int32_t>(params.expert_ids.rows()),
                                            .top_k = static_cast<int32_t>(params.expert_ids.dims[1]),
-                                           .slots = static_cast<int32_t>(params.offsets.rows() - 1),
+                                           .slots = static_cast<int32_t>(slots),
                                            .offsets = params.offsets.As<int32_t>(),
                                            .pair_rows = params.pair_rows.As<int32_t>(),
                                            .pair_stride = params.pair_rows.row_stride,

@@ -125,6 +125,18 @@ TEST_F(CudaMoeTest, PermuteAndCombine) {
   }
 }
 
+TEST_F(CudaMoeTest, TooManySlotsAreAnErrorThatSaysHowMany) {
+  const OwnedTensor ids = Integers({4, 2}, 0, 7), slots = Integers({8}, -1, -1);
+  const auto permute = [&](int64_t count) {
+    return gpu_.backend().moe().Permute(
+        {gpu_.Up(ids), gpu_.Up(slots), gpu_.Up(OwnedTensor(DType::kI32, {count + 1})),
+         gpu_.Up(OwnedTensor(DType::kI32, {4, 2}))},
+        {});
+  };
+  EXPECT_TRUE(permute(1024).ok());
+  EXPECT_EQ(permute(1025), absl::InvalidArgumentError("offsets: 1025 slots, at most 1024"));
+}
+
 // Products that take their rows from x give the bits of those whose rows were gathered before: the
 // general kernel, and both types on the tensor cores.
 TEST_F(CudaMoeTest, ProductsGatherTheirRows) {

@@ -112,11 +112,11 @@ class CudaPageMover final : public PageMover {
 
   absl::StatusOr<DeviceBuffer> AllocateStaging(size_t bytes) override {
     SLUICE_RETURN_IF_ERROR(Bind());
-    return AllocatePinned(bytes);
+    return OrWhy(AllocatePinned(bytes));
   }
   absl::StatusOr<DeviceBuffer> Map(const MemoryHandle& handle) override {
     SLUICE_RETURN_IF_ERROR(Bind());
-    return MapSharedCuda(device_, handle);
+    return OrWhy(MapSharedCuda(device_, handle));
   }
 
   bool HasRoom() const override { return !free_.empty(); }
@@ -153,6 +153,14 @@ class CudaPageMover final : public PageMover {
   }
 
  private:
+  // What cannot be had from a device that has failed is the device's failure.
+  absl::StatusOr<DeviceBuffer> OrWhy(absl::StatusOr<DeviceBuffer> memory) const {
+    if (memory.ok()) return memory;
+    const cudaError_t state = cudaStreamQuery(stream_);
+    if (state == cudaSuccess || state == cudaErrorNotReady) return memory;
+    return CudaStatus(state, memory.status().message());
+  }
+
   absl::Status Bind() const { return CudaStatus(cudaSetDevice(device_), "choosing the device"); }
 
   const int device_;

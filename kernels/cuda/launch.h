@@ -190,6 +190,7 @@ struct PermuteArgs {
   int64_t pair_stride;
   int32_t* chunk_counts;  // [PermuteChunkCounts] scratch
 };
+constexpr int64_t kPermuteSlotsMax = 1024;  // a block counts each of them per warp
 int64_t PermuteChunkCounts(int64_t tokens, int64_t top_k, int64_t slots);
 cudaError_t LaunchPermute(const PermuteArgs& args, cudaStream_t stream);
 

@@ -92,10 +92,10 @@ class Range {
   explicit Range(const Driver& driver) : driver_(driver) {}
   Range(const Range&) = delete;
   ~Range() {
-    if (mapped_ > 0) {
-      cudaDeviceSynchronize();  // unmapping does not wait for who still writes there
-      driver_.unmap(base_, mapped_);
-    }
+    // Unmapping does not wait for who still writes there. Another process's memory is only read, by
+    // copies whose end somebody has waited for.
+    if (!handle.descriptors.empty()) cudaDeviceSynchronize();
+    if (mapped_ > 0) driver_.unmap(base_, mapped_);
     for (CUmemGenericAllocationHandle chunk : chunks_) driver_.release(chunk);
     if (base_ != 0) driver_.free_addresses(base_, bytes_);
     for (int descriptor : handle.descriptors) close(descriptor);

@@ -68,10 +68,27 @@ bool TileLinear::CublasLtTakes(const TileProduct& product) const {
          blocks % 4 == 0 && w.scale_row_stride == blocks && Aligned(ScalesOf(w));
 }
 
-bool TileLinear::OnCublasLt(const TileProduct& product) const {
-  return !cublas_lt_refuses_ &&
-         CublasLtIsFaster(product.rows(), product.rows() % kCublasLtRows == 0) &&
-         CublasLtTakes(product);
+CublasLtProduct TileLinear::ForCublasLt(const TileProduct& product) {
+  const WeightView& w = product.weights[0];
+  return {.m = product.rows() / kCublasLtRows * kCublasLtRows,
+          .n = w.rows,
+          .k = w.cols,
+          .w = w.data,
+          .w_stride = w.row_stride,
+          .w_scales = ScalesOf(w),
+          .out = product.outs[0].As<float>(),
+          .out_stride = product.outs[0].row_stride,
+          .accumulate = product.accumulate};
+}
+
+absl::StatusOr<bool> TileLinear::OnCublasLt(const TileProduct& product) {
+  if (!CublasLtIsFaster(product.rows(), product.rows() % kCublasLtRows == 0) ||
+      !CublasLtTakes(product)) {
+    return false;
+  }
+  CublasLtProduct shape = ForCublasLt(product);
+  shape.x_scales = shape.w_scales;
+  return cublas_lt_.Takes(shape);
 }
 
 absl::StatusOr<cuda::TileWeight> TileLinear::ToTileWeight(const WeightView& w, int box_rows) const {
@@ -135,26 +152,18 @@ absl::Status TileLinear::RunOnCublasLt(const TileProduct& product) {
     return Run(part);
   }
   SLUICE_RETURN_IF_ERROR(MakeOperand(product));
-  const WeightView& w = product.weights[0];
-  return cublas_lt_.Multiply({.m = product.rows(),
-                              .n = w.rows,
-                              .k = w.cols,
-                              .x = x_.get(),
-                              .x_scales = x_scales_.As<float>(),
-                              .w = w.data,
-                              .w_stride = w.row_stride,
-                              .w_scales = ScalesOf(w),
-                              .out = product.outs[0].As<float>(),
-                              .out_stride = product.outs[0].row_stride,
-                              .accumulate = product.accumulate});
+  CublasLtProduct whole = ForCublasLt(product);
+  whole.x = x_.get();
+  whole.x_scales = x_scales_.As<float>();
+  return cublas_lt_.Multiply(whole);
 }
 
 absl::Status TileLinear::Run(const TileProduct& product) {
   if (product.x.rows() == 0) return absl::OkStatus();
-  if (OnCublasLt(product)) {
+  SLUICE_ASSIGN_OR_RETURN(const bool on_cublas_lt, OnCublasLt(product));
+  if (on_cublas_lt) {
     const absl::Status status = RunOnCublasLt(product);
     if (!absl::IsUnimplemented(status)) return status;
-    cublas_lt_refuses_ = true;
   }
   // So that no later call has to, in service or while recording.
   if (dtype_ == DType::kF8E4M3) SLUICE_RETURN_IF_ERROR(cublas_lt_.Start());

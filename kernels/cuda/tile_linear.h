@@ -39,7 +39,7 @@ class TileLinear {
   // For what Takes. The first call with a span of grouped weights waits for the stream.
   absl::Status Run(const TileProduct& product);
   // Whether that is by cuBLASLt.
-  bool OnCublasLt(const TileProduct& product) const;
+  absl::StatusOr<bool> OnCublasLt(const TileProduct& product);
 
   // By one or the other, whatever is faster. RunOnCublasLt: what CublasLtTakes, too.
   absl::Status Run(const TileProduct& product, const cuda::TilePlan& plan);
@@ -52,13 +52,14 @@ class TileLinear {
   absl::Status Reserve(int64_t rows, int64_t cols);
   // x as operands, into x_ and x_scales_.
   absl::Status MakeOperand(const TileProduct& product);
+  // Without what MakeOperand makes, and without rows beyond a multiple of what cuBLASLt takes.
+  static CublasLtProduct ForCublasLt(const TileProduct& product);
 
   const CudaContext& context_;
   const DType dtype_;
   const int64_t element_bytes_;
   WeightTables<cuda::TileWeight> tables_;
   CublasLt cublas_lt_;
-  bool cublas_lt_refuses_ = false;  // it had no algorithm for something that it should take
   CudaScratch partial_, flags_, x_, x_scales_;
 };
 

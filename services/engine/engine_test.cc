@@ -118,6 +118,7 @@ TEST(EngineStepLimitTest, IsThatOfTheSlowestKernels) {
   } cases[] = {{&host, DType::kF32, absl::Minutes(30)},
                {&host, DType::kBF16, absl::Minutes(30)},
                {&device, DType::kF32, absl::Minutes(10)},
+               {&device, DType::kF8E4M3, absl::Minutes(10)},
                {&device, DType::kBF16, absl::Minutes(1)}};
   for (const auto& c : cases) {
     const auto engine = Engine::Create(

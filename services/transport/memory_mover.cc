@@ -140,10 +140,12 @@ MemoryMover::~MemoryMover() {
 }
 
 absl::StatusOr<DeviceBuffer> MemoryMover::AllocateStaging(size_t bytes) {
+  if (faults_->fail_) return absl::InternalError("the device failed");
   return AllocateMappable(bytes);
 }
 
 absl::StatusOr<DeviceBuffer> MemoryMover::Map(const MemoryHandle& handle) {
+  if (faults_->fail_) return absl::InternalError("the device failed");
   if (faults_->refuse_maps_) return absl::FailedPreconditionError("maps are refused");
   return MapMappable(handle);
 }

@@ -71,6 +71,18 @@ absl::Status DeviceWatch::Check(absl::Duration limit, absl::Time now) {
 WatchedMover::WatchedMover(std::unique_ptr<PageMover> mover, DeviceWatch* watch)
     : mover_(std::move(mover)), watch_(*watch) {}
 
+absl::StatusOr<DeviceBuffer> WatchedMover::AllocateStaging(size_t bytes) {
+  absl::StatusOr<DeviceBuffer> memory = mover_->AllocateStaging(bytes);
+  if (absl::IsInternal(memory.status())) watch_.Failed(memory.status());
+  return memory;
+}
+
+absl::StatusOr<DeviceBuffer> WatchedMover::Map(const MemoryHandle& handle) {
+  absl::StatusOr<DeviceBuffer> memory = mover_->Map(handle);
+  if (absl::IsInternal(memory.status())) watch_.Failed(memory.status());
+  return memory;
+}
+
 absl::StatusOr<std::unique_ptr<PageBatch>> WatchedMover::Queue(absl::Span<const PageCopy> copies,
                                                                StreamPoint after) {
   absl::StatusOr<std::unique_ptr<PageBatch>> batch = mover_->Queue(copies, after);

@@ -44,19 +44,15 @@ class DeviceWatch {
   absl::Status failure_;
 };
 
-// Tells a watch of its batches.
+// Tells a watch of its batches, and of every call that the device fails.
 class WatchedMover final : public PageMover {
  public:
   // `watch` must outlive the mover and its batches.
   WatchedMover(std::unique_ptr<PageMover> mover, DeviceWatch* watch);
 
   void SetWake(std::function<void()> wake) override { mover_->SetWake(std::move(wake)); }
-  absl::StatusOr<DeviceBuffer> AllocateStaging(size_t bytes) override {
-    return mover_->AllocateStaging(bytes);
-  }
-  absl::StatusOr<DeviceBuffer> Map(const MemoryHandle& handle) override {
-    return mover_->Map(handle);
-  }
+  absl::StatusOr<DeviceBuffer> AllocateStaging(size_t bytes) override;
+  absl::StatusOr<DeviceBuffer> Map(const MemoryHandle& handle) override;
   bool HasRoom() const override { return mover_->HasRoom(); }
   absl::StatusOr<std::unique_ptr<PageBatch>> Queue(absl::Span<const PageCopy> copies,
                                                    StreamPoint after) override;

@@ -80,5 +80,23 @@ TEST_F(DeviceWatchTest, BatchesAreWatchedUntilTheyAreDoneOrGone) {
   EXPECT_EQ(Check(absl::ZeroDuration()), absl::InternalError("the device failed"));
 }
 
+// A device that is lost while nobody copies is noticed when somebody wants to begin.
+TEST_F(DeviceWatchTest, CallsThatTheDeviceFailsAreToldAndRefusalsAreNot) {
+  const auto faults = std::make_shared<MemoryMoverFaults>();
+  WatchedMover mover(std::make_unique<MemoryMover>(faults), &watch_);
+  faults->RefuseMaps();
+  EXPECT_FALSE(mover.Map({}).ok());
+  EXPECT_TRUE(mover.AllocateStaging(8).ok());
+  EXPECT_EQ(Check(absl::ZeroDuration()), absl::OkStatus());
+  faults->Fail();
+  EXPECT_FALSE(mover.Map({}).ok());
+  EXPECT_EQ(Check(absl::ZeroDuration()), absl::InternalError("the device failed"));
+
+  DeviceWatch other;
+  WatchedMover staging(std::make_unique<MemoryMover>(faults), &other);
+  EXPECT_FALSE(staging.AllocateStaging(8).ok());
+  EXPECT_EQ(other.Check(kLimit, now_), absl::InternalError("the device failed"));
+}
+
 }  // namespace
 }  // namespace sluice::transport
