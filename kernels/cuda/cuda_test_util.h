@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
+#include <random>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -129,6 +131,59 @@ inline void ExpectSame(const OwnedTensor& wanted, const OwnedTensor& got, int64_
 
 inline constexpr DType kWeightTypes[] = {DType::kF32, DType::kBF16, DType::kF16, DType::kF8E4M3};
 
+// Row by row, so that one wrong tile of many shows: |wanted - got| / |wanted| of each row, and
+// differences in units of the row's root mean square. What fails names the first row of all that
+// differ too much, its column that does most, and the last such row.
+inline void ExpectRowsClose(const OwnedTensor& wanted, const OwnedTensor& got, int64_t rows,
+                            double row_error, double element_error) {
+  const int64_t columns = wanted.view().row_elements();
+  int64_t first = -1, last = -1, bad = 0, column = 0;
+  double relative = 0, worst = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* const a = wanted.data<float>() + r * columns;
+    const float* const b = got.data<float>() + r * columns;
+    double norm = 1e-60, error = 0, largest = 0;
+    int64_t at = 0;
+    for (int64_t c = 0; c < columns; ++c) {
+      const double difference = std::abs(double{a[c]} - double{b[c]});
+      norm += double{a[c]} * a[c];
+      error += difference * difference;
+      if (difference <= largest) continue;  // not what is no number
+      largest = difference;
+      at = c;
+    }
+    const double row = std::sqrt(error / norm);
+    const double element = largest / std::sqrt(norm / static_cast<double>(columns));
+    if (row < row_error && element < element_error) continue;
+    ++bad;
+    last = r;
+    if (first >= 0) continue;
+    first = r;
+    relative = row;
+    worst = element;
+    column = at;
+  }
+  if (bad == 0) return;
+  ADD_FAILURE() << bad << " of " << rows << " rows differ, from " << first << " to " << last
+                << "; row " << first << " by " << relative << " (allowed " << row_error
+                << "), most in column " << column << " of " << columns << ", by " << worst
+                << " of the row's root mean square (allowed " << element_error << "): wanted "
+                << wanted.data<float>()[first * columns + column] << ", got "
+                << got.data<float>()[first * columns + column];
+}
+
+// That the first `rows` rows were written, every element, and none behind them: those are still
+// NaN, as new tensors are.
+inline void ExpectOnlyWritten(const OwnedTensor& out, int64_t rows) {
+  const int64_t columns = out.view().row_elements();
+  for (int64_t i = 0; i < out.size(); ++i) {
+    if (std::isnan(out.data<float>()[i]) == (i >= rows * columns)) continue;
+    ADD_FAILURE() << "row " << i / columns << " of " << rows << ", column " << i % columns << " of "
+                  << columns << (i < rows * columns ? " is no number" : " was written");
+    return;
+  }
+}
+
 // |wanted - got| / |wanted| over the first `count` elements.
 inline double RelativeError(const OwnedTensor& wanted, const OwnedTensor& got, int64_t count) {
   double norm = 1e-60, error = 0;
@@ -142,6 +197,10 @@ inline double RelativeError(const OwnedTensor& wanted, const OwnedTensor& got, i
 
 // The tensor cores keep about 14 bits of a sum over 32 products in FP8.
 inline constexpr double kTensorCoreError = 1e-3;
+
+// For ExpectRowsClose: a row's error as above, with room for rows that are unlucky; and an
+// element's.
+inline constexpr double kTensorCoreRowError = 2e-3, kTensorCoreElementError = 0.05;
 
 // x as the quantised product sees it: e4m3, one scale per row and 128 columns.
 inline OwnedTensor Quantized(const OwnedTensor& x, int64_t rows, int64_t cols) {
@@ -157,5 +216,66 @@ inline OwnedTensor Quantized(const OwnedTensor& x, int64_t rows, int64_t cols) {
   }
   return out;
 }
+
+// Some rows of a matrix.
+inline OwnedTensor Some(const OwnedTensor& all, const std::vector<int64_t>& rows) {
+  const int64_t columns = all.view().row_elements();
+  OwnedTensor some(DType::kF32, {static_cast<int64_t>(rows.size()), columns});
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::copy_n(all.view().Row<float>(rows[i]), columns,
+                some.view().Row<float>(static_cast<int64_t>(i)));
+  }
+  return some;
+}
+
+// Large matrices whose rows are pieces of one sequence of random numbers, each from a place of its
+// own: fast to make.
+class CutNumbers {
+ public:
+  explicit CutNumbers(uint32_t seed) : random_(seed), numbers_(kNumbers), codes_(kNumbers) {
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < kNumbers; ++i) {
+      numbers_[i] = normal(random_);
+      codes_[i] = F32ToF8E4M3(32 * normal(random_));
+    }
+  }
+
+  // Fills the first `rows`.
+  void Fill(const OwnedTensor& to, int64_t rows) {
+    const int64_t columns = to.view().row_elements();
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(numbers_.data() + Place(columns), columns, to.data<float>() + r * columns);
+    }
+  }
+
+  OwnedWeight Weight(int64_t rows, int64_t columns) {
+    OwnedWeight weight;
+    weight.bytes.resize(static_cast<size_t>(rows * columns));
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(codes_.data() + Place(columns), columns, weight.bytes.data() + r * columns);
+    }
+    const int64_t scale_columns = (columns + 127) / 128;
+    weight.scales.resize(static_cast<size_t>((rows + 127) / 128 * scale_columns));
+    std::uniform_real_distribution<float> uniform(0.5f / 32, 2.0f / 32);
+    for (float& scale : weight.scales) scale = uniform(random_);
+    weight.view = {.data = weight.bytes.data(),
+                   .dtype = DType::kF8E4M3,
+                   .rows = rows,
+                   .cols = columns,
+                   .row_stride = columns,
+                   .scales = weight.scales.data(),
+                   .scale_row_stride = scale_columns};
+    return weight;
+  }
+
+ private:
+  static constexpr size_t kNumbers = size_t{1} << 20;
+
+  size_t Place(int64_t columns) { return random_() % (kNumbers - static_cast<size_t>(columns)); }
+
+  std::mt19937 random_;
+  std::vector<float> numbers_;
+  std::vector<uint8_t> codes_;
+};
 
 }  // namespace sluice

@@ -4,62 +4,13 @@
 #include <cmath>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/cuda/cuda_test_util.h"
 
 namespace sluice {
 namespace {
-
-// Large matrices whose rows are pieces of one sequence of random numbers, each from a place of its
-// own: fast to make.
-class CutNumbers {
- public:
-  explicit CutNumbers(uint32_t seed) : random_(seed), numbers_(kNumbers), codes_(kNumbers) {
-    std::normal_distribution<float> normal;
-    for (size_t i = 0; i < kNumbers; ++i) {
-      numbers_[i] = normal(random_);
-      codes_[i] = F32ToF8E4M3(32 * normal(random_));
-    }
-  }
-
-  // Fills the first `rows`.
-  void Fill(const OwnedTensor& to, int64_t rows) {
-    const int64_t columns = to.view().row_elements();
-    for (int64_t r = 0; r < rows; ++r) {
-      std::copy_n(numbers_.data() + Place(columns), columns, to.data<float>() + r * columns);
-    }
-  }
-
-  OwnedWeight Weight(int64_t rows, int64_t columns) {
-    OwnedWeight weight;
-    weight.bytes.resize(static_cast<size_t>(rows * columns));
-    for (int64_t r = 0; r < rows; ++r) {
-      std::copy_n(codes_.data() + Place(columns), columns, weight.bytes.data() + r * columns);
-    }
-    const int64_t scale_columns = (columns + 127) / 128;
-    weight.scales.resize(static_cast<size_t>((rows + 127) / 128 * scale_columns));
-    std::uniform_real_distribution<float> uniform(0.5f / 32, 2.0f / 32);
-    for (float& scale : weight.scales) scale = uniform(random_);
-    weight.view = {.data = weight.bytes.data(),
-                   .dtype = DType::kF8E4M3,
-                   .rows = rows,
-                   .cols = columns,
-                   .row_stride = columns,
-                   .scales = weight.scales.data(),
-                   .scale_row_stride = scale_columns};
-    return weight;
-  }
-
- private:
-  static constexpr size_t kNumbers = size_t{1} << 20;
-
-  size_t Place(int64_t columns) { return random_() % (kNumbers - static_cast<size_t>(columns)); }
-
-  std::mt19937 random_;
-  std::vector<float> numbers_;
-  std::vector<uint8_t> codes_;
-};
 
 struct Product {
   const char* name;
@@ -79,28 +30,27 @@ absl::Status Multiply(LinearOps& ops, const Product& product, const TensorView& 
   return ops.Linear({x, weights[0], outs[0], product.kind == Product::kAccumulated}, {});
 }
 
-// Some rows of a matrix.
-OwnedTensor Some(const OwnedTensor& all, const std::vector<int64_t>& rows) {
-  const int64_t columns = all.view().row_elements();
-  OwnedTensor some(DType::kF32, {static_cast<int64_t>(rows.size()), columns});
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::copy_n(all.view().Row<float>(rows[i]), columns,
-                some.view().Row<float>(static_cast<int64_t>(i)));
+// How many products cuBLASLt has done so far.
+int64_t CublasLtCalls(const Backend& backend) {
+  int64_t calls = 0;
+  for (const KernelCalls::Entry& entry : backend.kernel_calls()->Snapshot()) {
+    if (std::string_view(entry.kernel) == "fp8_cublaslt") calls += entry.calls;
   }
-  return some;
+  return calls;
 }
 
-class V3ProductsTest : public CudaOpsTest, public testing::WithParamInterface<Product> {};
+class ProductsTest : public CudaOpsTest {
+ protected:
+  // Of so many rows each, those of `compared` that there are against the CPU. `compared` rises, and
+  // the largest of `sizes` has all of it.
+  void Compare(const Product& product, const std::vector<int64_t>& sizes,
+               const std::vector<int64_t>& compared);
+};
 
-// Of the tiles' kernels, and of cuBLASLt for one weight and more rows than 128: a multiple of 4, or
-// more than 1024 and the last ones by ours.
-TEST_P(V3ProductsTest, AreThoseOfTheQuantizedActivations) {
-  // The first and last rows of all sizes, of what cuBLASLt has of them, and of tiles; others.
-  const std::vector<int64_t> sizes = {1, 64, 128, 132, 256, 1031, 2052};
-  const std::vector<int64_t> compared = {0,   40,  63,   64,   127,  128,  131, 200,
-                                         255, 700, 1027, 1028, 1030, 1984, 2051};
-  constexpr int64_t kMost = 2052, kBehind = 8;
-  const Product& product = GetParam();
+void ProductsTest::Compare(const Product& product, const std::vector<int64_t>& sizes,
+                           const std::vector<int64_t>& compared) {
+  constexpr int64_t kBehind = 8;
+  const int64_t most = *std::max_element(sizes.begin(), sizes.end());
   const bool accumulates = product.kind == Product::kAccumulated;
   Device fast(Numerics::kFast);
   CutNumbers numbers(Seed());
@@ -112,8 +62,8 @@ TEST_P(V3ProductsTest, AreThoseOfTheQuantizedActivations) {
     host.push_back(w.view);
     device.push_back(fast.Up(w));
   }
-  const OwnedTensor x(DType::kF32, {kMost, product.k});
-  numbers.Fill(x, kMost);
+  const OwnedTensor x(DType::kF32, {most, product.k});
+  numbers.Fill(x, most);
   const TensorView device_x = fast.Up(x);
   const size_t parts = product.kind == Product::kGated ? 1 : product.n.size();
   std::vector<OwnedTensor> before, wanted;  // of all rows, of those that are compared
@@ -123,14 +73,15 @@ TEST_P(V3ProductsTest, AreThoseOfTheQuantizedActivations) {
     const int64_t n = product.n[p];
     wanted.emplace_back(DType::kF32, std::initializer_list<int64_t>{count, n});
     if (!accumulates) continue;
-    before.emplace_back(DType::kF32, std::initializer_list<int64_t>{kMost, n});
-    numbers.Fill(before[p], kMost);
+    before.emplace_back(DType::kF32, std::initializer_list<int64_t>{most, n});
+    numbers.Fill(before[p], most);
     wanted[p] = Some(before[p], compared);
   }
   for (const OwnedTensor& part : wanted) wanted_views.push_back(part.view());
   const OwnedTensor rounded = Quantized(Some(x, compared), count, product.k);
   ASSERT_TRUE(Multiply(cpu_->linear(), product, rounded.view(), host, wanted_views).ok());
 
+  const bool one_weight = product.n.size() == 1;
   for (const int64_t m : sizes) {
     SCOPED_TRACE(testing::Message() << m << " rows");
     std::vector<TensorView> rooms, outs;
@@ -142,20 +93,36 @@ TEST_P(V3ProductsTest, AreThoseOfTheQuantizedActivations) {
       rooms.push_back(fast.Up(room));
       outs.push_back(rooms[p].Prefix(m));
     }
-    ASSERT_TRUE(Multiply(fast.backend().linear(), product, device_x.Prefix(m), device, outs).ok());
+    const int64_t calls = CublasLtCalls(fast.backend());
+    const absl::Status status =
+        Multiply(fast.backend().linear(), product, device_x.Prefix(m), device, outs);
+    ASSERT_TRUE(status.ok()) << status;
+    const bool on_cublas_lt = one_weight && m > 128 && (m % 4 == 0 || m > 1024);
+    EXPECT_EQ(CublasLtCalls(fast.backend()) - calls, on_cublas_lt ? 1 : 0)
+        << "products by cuBLASLt";
     std::vector<int64_t> rows = compared;
     rows.erase(std::lower_bound(rows.begin(), rows.end(), m), rows.end());
+    const int64_t row_count = static_cast<int64_t>(rows.size());
     for (size_t p = 0; p < parts; ++p) {
-      const int64_t n = product.n[p];
+      SCOPED_TRACE(testing::Message() << "weight " << p << " of " << product.n[p] << " rows");
       const OwnedTensor all = fast.Down(rooms[p]);
-      EXPECT_LT(RelativeError(wanted[p], Some(all, rows), static_cast<int64_t>(rows.size()) * n),
-                kTensorCoreError);
-      for (int64_t i = 0; i < all.size(); ++i) {
-        ASSERT_EQ(std::isnan(all.data<float>()[i]), i >= m * n)
-            << "row " << i / n << ", column " << i % n;
-      }
+      const OwnedTensor some = Some(all, rows);
+      EXPECT_LT(RelativeError(wanted[p], some, row_count * product.n[p]), kTensorCoreError);
+      SCOPED_TRACE(testing::Message() << "rows " << testing::PrintToString(rows));
+      ExpectRowsClose(wanted[p], some, row_count, kTensorCoreRowError, kTensorCoreElementError);
+      ExpectOnlyWritten(all, m);
     }
   }
+}
+
+class V3ProductsTest : public ProductsTest, public testing::WithParamInterface<Product> {};
+
+// Of the tiles' kernels, and of cuBLASLt for one weight and more rows than 128: a multiple of 4, or
+// more than 1024 and the last ones by ours.
+TEST_P(V3ProductsTest, AreThoseOfTheQuantizedActivations) {
+  // The first and last rows of all sizes, of what cuBLASLt has of them, and of tiles; others.
+  Compare(GetParam(), {1, 64, 128, 132, 256, 1031, 2052},
+          {0, 40, 63, 64, 127, 128, 131, 200, 255, 700, 1027, 1028, 1030, 1984, 2051});
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -169,6 +136,40 @@ INSTANTIATE_TEST_SUITE_P(
                     Product{"dense_gate_and_up", {18432, 18432}, 7168, Product::kGated},
                     Product{"dense_down", {7168}, 18432, Product::kAccumulated}),
     [](const auto& info) { return std::string(info.param.name); });
+
+// Of prompts: rows for which cuBLASLt's algorithm was chosen with more rows than there are, and
+// with just as many. As many of them as fit into the time of a test.
+struct Prompts {
+  Product product;
+  int64_t most;
+};
+
+void PrintTo(const Prompts& prompts, std::ostream* os) { *os << prompts.product.name; }
+
+class V3PromptProductsTest : public ProductsTest, public testing::WithParamInterface<Prompts> {};
+
+TEST_P(V3PromptProductsTest, AreThoseOfTheQuantizedActivations) {
+  const int64_t most = GetParam().most;
+  std::vector<int64_t> sizes = {260, 516, 1024, 4100, 8192, 16384};
+  sizes.erase(std::upper_bound(sizes.begin(), sizes.end(), most), sizes.end());
+  sizes.push_back(516);  // again: nothing was refused, and its algorithm is known
+  std::vector<int64_t> compared = {0,    63,   64,   127,  128,  255,   256,  259,  383,
+                                   384,  511,  515,  640,  1023, 1500,  2047, 2048, 4095,
+                                   4096, 4099, 5120, 7000, 8191, 12288, 16383};
+  compared.erase(std::lower_bound(compared.begin(), compared.end(), most), compared.end());
+  Compare(GetParam().product, sizes, compared);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Layers, V3PromptProductsTest,
+    testing::Values(Prompts{{"q_a_and_kv_a", {1536, 576}, 7168, Product::kMulti}, 8192},
+                    Prompts{{"q_b", {24576}, 1536, Product::kPlain}, 4100},
+                    Prompts{{"o", {7168}, 16384, Product::kAccumulated}, 4100},
+                    Prompts{{"expert_gate_and_up", {2048, 2048}, 7168, Product::kGated}, 4100},
+                    Prompts{{"expert_down", {7168}, 2048, Product::kPlain}, 16384},
+                    Prompts{{"expert_down_accumulated", {7168}, 2048, Product::kAccumulated},
+                            8192}),
+    [](const auto& info) { return std::string(info.param.product.name); });
 
 }  // namespace
 }  // namespace sluice
