@@ -13,10 +13,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
-#include "kernels/cuda/cuda_context.h"
-#include "kernels/cuda/cuda_stream.h"
 #include "kernels/cuda/cuda_test_util.h"
-#include "kernels/cuda/tile_linear.h"
+#include "kernels/cuda/tile_linear_test_util.h"
 
 namespace sluice {
 namespace {
@@ -254,15 +252,6 @@ TEST_F(CudaLinearTest, MultiIsEachProduct) {
   }
 }
 
-// For TileLinear by itself.
-CudaContext ContextOf(Device& fast) {
-  CudaContext context{.stream = StreamOf(fast.backend()), .numerics = Numerics::kFast};
-  EXPECT_EQ(cudaDeviceGetAttribute(&context.multiprocessors, cudaDevAttrMultiProcessorCount, 0),
-            cudaSuccess);
-  context.wait = WaitStateOf(fast.backend());
-  return context;
-}
-
 struct PlanSize {
   int64_t m, n, k;
 };
@@ -275,20 +264,8 @@ class TilePlansTest : public CudaOpsTest, public testing::WithParamInterface<Pla
 
 // Not only the plans that Fp8Plan chooses for sizes as small as these.
 TEST_P(TilePlansTest, EveryPlanComputesTheSame) {
-  using cuda::Sharing;
   Device fast(Numerics::kFast);
   const CudaContext context = ContextOf(fast);
-  std::vector<cuda::TilePlan> plans;
-  for (const bool split : {false, true}) {
-    for (const int tokens : {64, 128}) plans.push_back({tokens, 64, Sharing::kNone, 1, split});
-    plans.push_back({64, 128, Sharing::kNone, 1, split});
-    for (const int tokens : {128, 256}) plans.push_back({tokens, 128, Sharing::kTokens, 2, split});
-  }
-  for (const int blocks : {2, 3, 4}) {
-    plans.push_back({64, 64, Sharing::kColumns, blocks});
-    plans.push_back({64, 128, Sharing::kColumns, blocks});
-    plans.push_back({128, 64, Sharing::kColumns, blocks});
-  }
   const PlanSize& size = GetParam();
   const OwnedTensor x = Random({size.m, size.k});
   const OwnedTensor rounded = Quantized(x, size.m, size.k);
@@ -300,10 +277,8 @@ TEST_P(TilePlansTest, EveryPlanComputesTheSame) {
   ASSERT_TRUE(cpu_->linear().GatedLinear({rounded.view(), w.view, up.view, gated.view()}, {}).ok());
   const TensorView device_x = fast.Up(x);
   const WeightView device_w = fast.Up(w), device_up = fast.Up(up);
-  for (const cuda::TilePlan& plan : plans) {
-    SCOPED_TRACE(testing::Message() << "tile " << plan.tokens << " x " << plan.outputs
-                                    << ", sharing " << static_cast<int>(plan.sharing) << " among "
-                                    << plan.blocks << (plan.split ? ", split" : ""));
+  for (const cuda::TilePlan& plan : DensePlans()) {
+    SCOPED_TRACE(PlanName(plan));
     TileLinear tiles(context, DType::kF8E4M3);
     for (const bool has_up : {false, true}) {
       OwnedTensor first;
