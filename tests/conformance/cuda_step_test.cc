@@ -21,9 +21,16 @@
 namespace sluice::conformance {
 namespace {
 
-constexpr int64_t kSlots = 9;
-constexpr int64_t kExperts = 32;  // of 256 that are here
 constexpr int64_t kPositionsMax = 512;
+
+struct StepCase {
+  std::string name;
+  int64_t slots;
+  int64_t experts, routed_experts;  // so many of so many are here
+  DType kv_dtype;
+};
+
+void PrintTo(const StepCase& c, std::ostream* os) { *os << c.name; }
 
 // A backend that waits for the device after every op, but for what is recorded.
 class WaitingBackend final : public Backend,
@@ -149,7 +156,7 @@ T Must(absl::StatusOr<T> value) {
 }
 
 // DeepSeek-V3, but for the numbers of layers, of experts that are here, and of tokens.
-model::ModelConfig Config() {
+model::ModelConfig Config(int64_t routed_experts) {
   std::ifstream in("tests/bench/deepseek_v3.json");
   std::ostringstream text;
   text << in.rdbuf();
@@ -157,6 +164,7 @@ model::ModelConfig Config() {
   config.num_hidden_layers = 3;
   config.first_k_dense_replace = 1;
   config.vocab_size = 4096;
+  config.n_routed_experts = routed_experts;
   return config;
 }
 
@@ -166,19 +174,31 @@ struct Chunk {
   bool from_sampled = false;  // one token, which the slot's last step sampled
 };
 
+struct Sampled {
+  engine::SampledToken token;
+  uint64_t step;
+  size_t sequences;  // of that step
+  int32_t slot;
+};
+
+std::ostream& operator<<(std::ostream& os, const Sampled& sampled) {
+  return os << "step " << sampled.step << " of " << sampled.sequences << " sequences, slot "
+            << sampled.slot;
+}
+
 // Runs plans, two in flight as the scheduler does, and keeps what they sample.
 class Driver {
  public:
-  Driver(engine::Engine* engine, uint32_t seed) : engine_(engine), random_(seed) {
+  Driver(engine::Engine* engine, int64_t slots, uint32_t seed) : engine_(engine), random_(seed) {
     sampling_.temperature = 1;
     sampling_.seed = seed;
     sampling_.max_tokens = 1;
     sampling_.num_logprobs = engine::kLogprobsMax;
     const int64_t each = PagesFor(kPositionsMax);
-    std::vector<int32_t> pages(kSlots * each);
+    std::vector<int32_t> pages(slots * each);
     std::iota(pages.begin(), pages.end(), 0);
     std::shuffle(pages.begin(), pages.end(), random_);
-    for (int64_t slot = 0; slot < kSlots; ++slot) {
+    for (int64_t slot = 0; slot < slots; ++slot) {
       pages_.emplace_back(pages.begin() + slot * each, pages.begin() + (slot + 1) * each);
     }
   }
@@ -200,7 +220,7 @@ class Driver {
     Must(engine_->Submit({.number = ++submitted_, .chunks = plan}));
     if (submitted_ - waited_ == engine::Engine::kStepsInFlightMax) WaitForOne();
   }
-  std::vector<engine::SampledToken> Finish() {
+  std::vector<Sampled> Finish() {
     while (waited_ < submitted_) WaitForOne();
     return sampled_;
   }
@@ -210,7 +230,9 @@ class Driver {
     engine::StepResult result;
     const absl::Status status = engine_->Wait({++waited_}, absl::Minutes(1), &result);
     ASSERT_TRUE(status.ok()) << status;
-    for (const engine::SlotResult& slot : result.slots) sampled_.push_back(slot.tokens.at(0));
+    for (const engine::SlotResult& slot : result.slots) {
+      sampled_.push_back({slot.tokens.at(0), result.number, result.slots.size(), slot.slot});
+    }
   }
 
   engine::Engine* const engine_;
@@ -218,18 +240,28 @@ class Driver {
   engine::SamplingParams sampling_;
   std::vector<std::vector<int32_t>> pages_;
   uint64_t submitted_ = 0, waited_ = 0;
-  std::vector<engine::SampledToken> sampled_;
+  std::vector<Sampled> sampled_;
 };
 
 // Prompts long and short in one step, decode steps of every padding, and both together.
-std::vector<engine::SampledToken> RunAll(engine::Engine* engine, uint32_t seed) {
-  Driver driver(engine, seed);
+std::vector<Sampled> RunAll(engine::Engine* engine, int64_t slots, uint32_t seed) {
+  Driver driver(engine, slots, seed);
   // A multiple of 4 in all, so that dense products are cuBLASLt's.
   std::vector<int64_t> lengths = {1, 5, 40, 64, 65, 130, 201, 31, 63};
+  const int64_t long_ones = static_cast<int64_t>(lengths.size());
+  for (int64_t slot = long_ones; slot < slots; ++slot) lengths.push_back(1 + slot % 7);
   std::vector<Chunk> chunks;
-  for (int32_t slot = 0; slot < kSlots; ++slot) chunks.push_back({slot, 0, lengths[slot]});
+  for (int32_t slot = 0; slot < long_ones; ++slot) chunks.push_back({slot, 0, lengths[slot]});
   driver.Run(chunks);
-  for (int64_t sequences = kSlots; sequences >= 1; --sequences) {
+  if (slots > long_ones) {
+    chunks.clear();
+    for (auto slot = static_cast<int32_t>(long_ones); slot < slots; ++slot) {
+      chunks.push_back({slot, 0, lengths[slot]});
+    }
+    driver.Run(chunks);
+  }
+  for (int64_t sequences = slots; sequences >= 1;
+       sequences -= std::max<int64_t>(1, sequences / 16)) {
     for (int step = 0; step < 3; ++step) {
       chunks.clear();
       for (int32_t slot = 0; slot < sequences; ++slot) {
@@ -239,8 +271,8 @@ std::vector<engine::SampledToken> RunAll(engine::Engine* engine, uint32_t seed) 
     }
   }
   chunks.clear();
-  for (int32_t slot = 0; slot < kSlots; ++slot) {
-    const int64_t count = slot % 3 == 0 ? 50 : 1;
+  for (int32_t slot = 0; slot < slots; ++slot) {
+    const int64_t count = slot < long_ones && slot % 3 == 0 ? 50 : 1;
     chunks.push_back({slot, lengths[slot], count});
   }
   driver.Run(chunks);
@@ -256,49 +288,62 @@ int64_t CublasLtCalls(const Backend& backend) {
   return calls;
 }
 
-class CudaStepTest : public testing::TestWithParam<DType> {};
+class CudaStepTest : public testing::TestWithParam<StepCase> {};
 
 TEST_P(CudaStepTest, ServedStepsAreThoseOfOpsOneByOne) {
   const uint32_t seed = std::random_device{}();
   std::printf("seed %u\n", seed);
-  const model::ModelConfig config = Config();
+  const StepCase& c = GetParam();
+  const model::ModelConfig config = Config(c.routed_experts);
   const std::unique_ptr<Backend> backend = Must(MakeCudaBackend({.numerics = Numerics::kFast}));
   WaitingBackend waiting(backend.get());
-  const auto weights = bench::RandomDeviceWeights(config, kExperts, seed);
-  const engine::EngineOptions options{.slots_max = kSlots,
+  const auto weights = bench::RandomDeviceWeights(config, c.experts, seed);
+  const engine::EngineOptions options{.slots_max = c.slots,
                                       .step_tokens_max = 640,
                                       .positions_max = kPositionsMax,
-                                      .kv_pages = kSlots * PagesFor(kPositionsMax),
-                                      .kv_dtype = GetParam(),
+                                      .kv_pages = c.slots * PagesFor(kPositionsMax),
+                                      .kv_dtype = c.kv_dtype,
                                       .absorb_prompts = false};
   Silent silent;
-  std::vector<engine::SampledToken> wanted;
+  std::vector<Sampled> wanted;
   {
     const auto engine = Must(engine::Engine::Create(config, weights, &waiting, options));
     engine->SetLayerListener(&silent);
-    wanted = RunAll(engine.get(), seed);
+    wanted = RunAll(engine.get(), c.slots, seed);
   }
   for (int round = 0; round < 2; ++round) {
     SCOPED_TRACE(testing::Message() << "round " << round);
     const auto engine = Must(engine::Engine::Create(config, weights, backend.get(), options));
     const int64_t calls = CublasLtCalls(*backend);
-    const std::vector<engine::SampledToken> got = RunAll(engine.get(), seed);
+    const std::vector<Sampled> got = RunAll(engine.get(), c.slots, seed);
     EXPECT_GT(CublasLtCalls(*backend), calls);
     ASSERT_EQ(got.size(), wanted.size());
     for (size_t i = 0; i < got.size(); ++i) {
-      ASSERT_FALSE(wanted[i].not_finite) << i;
-      ASSERT_EQ(got[i].token_id, wanted[i].token_id) << i;
-      ASSERT_EQ(got[i].logprob, wanted[i].logprob) << i;
-      ASSERT_EQ(got[i].top_logprobs.size(), wanted[i].top_logprobs.size()) << i;
-      for (size_t j = 0; j < got[i].top_logprobs.size(); ++j) {
-        ASSERT_EQ(got[i].top_logprobs[j].logprob, wanted[i].top_logprobs[j].logprob) << i;
+      SCOPED_TRACE(got[i]);
+      const engine::SampledToken &a = wanted[i].token, &b = got[i].token;
+      ASSERT_FALSE(a.not_finite);
+      ASSERT_EQ(b.token_id, a.token_id);
+      ASSERT_EQ(b.logprob, a.logprob);
+      ASSERT_EQ(b.top_logprobs.size(), a.top_logprobs.size());
+      for (size_t j = 0; j < b.top_logprobs.size(); ++j) {
+        ASSERT_EQ(b.top_logprobs[j].logprob, a.top_logprobs[j].logprob) << "rank " << j;
       }
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(KvTypes, CudaStepTest, testing::Values(DType::kBF16, DType::kF8E4M3),
-                         [](const auto& info) { return std::string(DTypeName(info.param)); });
+INSTANTIATE_TEST_SUITE_P(KvTypes, CudaStepTest,
+                         testing::Values(StepCase{"BF16", 9, 32, 256, DType::kBF16},
+                                         StepCase{"F8_E4M3", 9, 32, 256, DType::kF8E4M3}),
+                         [](const auto& info) { return info.param.name; });
+
+// Nine experts, as at EP32 with a copy of one, which have about 70 rows each here. Up to 144 slots
+// the plan is for 128 rows of each at most: pairs of blocks, tiles of 128 rows, gate and up dealt
+// out by columns. With 160 it is for more: whole tiles.
+INSTANTIATE_TEST_SUITE_P(ManySlots, CudaStepTest,
+                         testing::Values(StepCase{"BF16_144", 144, 9, 16, DType::kBF16},
+                                         StepCase{"F8_E4M3_160", 160, 9, 16, DType::kF8E4M3}),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace sluice::conformance
