@@ -10,16 +10,24 @@ __global__ void TrapKernel() { __trap(); }
 __global__ void WriteKernel(int* to) { *to = 1; }
 
 __global__ void SpinKernel(int64_t nanoseconds) {
-  const auto now = [] {
-    int64_t t;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
-    return t;
-  };
-  const int64_t end = now() + nanoseconds;
-  while (now() < end) __nanosleep(1000);
+  const int64_t end = Nanoseconds() + nanoseconds;
+  while (Nanoseconds() < end) __nanosleep(1000);
 }
 
 __global__ void WaitKernel(const uint32_t* flag, WaitState* state) { WaitFor(flag, state); }
+
+__global__ void TakeBackKernel(volatile uint32_t* flags, int count, int64_t nanoseconds,
+                               volatile uint32_t* running) {
+  if (threadIdx.x == 0) {
+    *running = 1;
+    __threadfence_system();
+  }
+  const int64_t end = Nanoseconds() + nanoseconds;
+  while (Nanoseconds() < end) {
+    for (int i = threadIdx.x; i < count; i += blockDim.x) flags[i] = 0;
+    __nanosleep(200);
+  }
+}
 
 }  // namespace
 
@@ -35,6 +43,12 @@ cudaError_t LaunchIllegalAddress(cudaStream_t stream) {
 
 cudaError_t LaunchWait(const uint32_t* flag, WaitState* state, cudaStream_t stream) {
   WaitKernel<<<1, 1, 0, stream>>>(flag, state);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchTakeBack(uint32_t* flags, int count, int64_t nanoseconds, uint32_t* running,
+                           cudaStream_t stream) {
+  TakeBackKernel<<<1, 128, 0, stream>>>(flags, count, nanoseconds, running);
   return cudaGetLastError();
 }
 
