@@ -6,4 +6,6 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(const CpuBackendOptions
   return MakeCpuBackend(options);
 }
 
+bool QuantizesActivations() { return false; }
+
 }  // namespace sluice::conformance

@@ -7,4 +7,6 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(const CpuBackendOptions
   return MakeCudaBackend({.numerics = options.numerics});
 }
 
+bool QuantizesActivations() { return true; }
+
 }  // namespace sluice::conformance

@@ -12,4 +12,8 @@ namespace sluice::conformance {
 // Of `options`, other devices take the numerics alone.
 absl::StatusOr<std::unique_ptr<Backend>> MakeTestBackend(const CpuBackendOptions& options);
 
+// Whether its fast numerics multiply FP8 weights with activations in FP8, one scale for each row
+// and 128 columns.
+bool QuantizesActivations();
+
 }  // namespace sluice::conformance

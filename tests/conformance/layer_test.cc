@@ -1,14 +1,20 @@
 // One attention layer and one MoE layer at DeepSeek-V3's true shapes, straight over the ops,
 // against transformers' float32. Weights and inputs come from the generator.
+//
+// With weights in FP8: against the same layer with the values that those stand for, in float64 (the
+// experts), or by the exact CPU ops that the goldens hold to transformers with bf16 (attention).
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
 #include <functional>
 #include <initializer_list>
 #include <memory>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -27,12 +33,19 @@ namespace {
 
 constexpr double kTolerance = 1e-4;    // exact: of the largest
 constexpr double kFastDiffMax = 1e-3;  // fast: calc_diff
+// With activations in FP8 on both sides: what is near the middle of two of their values goes either
+// way, 1.4e-4. On one side alone they are 9e-4 (experts) and 1.2e-3 (attention).
+constexpr double kQuantizedDiffMax = 5e-4;
+// What FP8 weights change, and FP8 activations: that a reference is of the right layer at all.
+constexpr double kFp8DiffMax = 2e-2;
 constexpr int64_t kHidden = 7168;
 constexpr int64_t kHeads = 128;
 constexpr int64_t kQLora = 1536;
 constexpr int64_t kExperts = 256;
 constexpr int64_t kTopK = 8;
 constexpr int64_t kExpertWidth = 2048;
+constexpr int64_t kBlock = 128;  // of FP8 scales
+constexpr int64_t kContext = 130;
 constexpr MlaDims kDims{
     .num_heads = kHeads, .nope_dim = 128, .rope_dim = 64, .v_dim = 128, .kv_lora_rank = 512};
 
@@ -44,18 +57,89 @@ model::ModelConfig RopeConfig() {
   return config;
 }
 
+// A weight as an FP8 checkpoint holds it.
+struct Fp8Weight {
+  std::vector<uint8_t> codes;
+  std::vector<float> scales;  // [blocks of rows, blocks of cols]
+};
+
+model::RandomTensor Generator(const std::string& name, int64_t rows, int64_t cols, uint64_t seed) {
+  return model::RandomTensor(
+      {.role = model::TensorRole::kO, .name = name, .rows = rows, .cols = cols}, seed);
+}
+
+Fp8Weight MakeFp8(const std::string& name, int64_t rows, int64_t cols, uint64_t seed) {
+  const model::RandomTensor random = Generator(name, rows, cols, seed);
+  const int64_t bands = (rows + kBlock - 1) / kBlock, blocks = (cols + kBlock - 1) / kBlock;
+  Fp8Weight weight{.codes = std::vector<uint8_t>(rows * cols),
+                   .scales = std::vector<float>(bands * blocks)};
+  const auto fill = [&](int64_t band) {
+    const int64_t begin = band * kBlock;
+    random.FillF8({.row_begin = begin, .rows = std::min(kBlock, rows - begin), .cols = cols},
+                  kBlock, weight.codes.data() + begin * cols, cols,
+                  weight.scales.data() + band * blocks, blocks);
+    return absl::OkStatus();
+  };
+  EXPECT_TRUE(ParallelFor(bands, 2, fill).ok());
+  return weight;
+}
+
+// What such a weight stands for.
+std::vector<float> MakeDequantized(const std::string& name, int64_t rows, int64_t cols,
+                                   uint64_t seed) {
+  const Fp8Weight weight = MakeFp8(name, rows, cols, seed);
+  const int64_t blocks = (cols + kBlock - 1) / kBlock;
+  std::vector<float> of_code(256), values(rows * cols);
+  for (int code = 0; code < 256; ++code) of_code[code] = F8E4M3ToF32(static_cast<uint8_t>(code));
+  const auto fill = [&](int64_t row) {
+    for (int64_t col = 0; col < cols; ++col) {
+      values[row * cols + col] = of_code[weight.codes[row * cols + col]] *
+                                 weight.scales[row / kBlock * blocks + col / kBlock];
+    }
+    return absl::OkStatus();
+  };
+  EXPECT_TRUE(ParallelFor(rows, 2, fill).ok());
+  return values;
+}
+
+// Rows of x as products with FP8 activations see them: DeepSeek-V3 inference/kernel.py, act_quant.
+std::vector<float> Quantized(std::vector<float> x) {
+  for (size_t block = 0; block < x.size(); block += kBlock) {
+    float amax = 1e-4f;
+    for (int64_t i = 0; i < kBlock; ++i) amax = std::max(amax, std::abs(x[block + i]));
+    const float scale = amax / 448.0f;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      x[block + i] = F8E4M3ToF32(F32ToF8E4M3(x[block + i] / scale)) * scale;
+    }
+  }
+  return x;
+}
+
 // On a backend, which it owns with all that it makes; views stay valid as long as it lives.
 class Tensors {
  public:
-  Tensors(uint64_t seed, Numerics numerics)
-      : seed_(seed), backend_(*MakeTestBackend({.threads = 2, .numerics = numerics})) {}
+  // Weights are kBF16 or kF8E4M3, as checkpoints hold them, or kF32: what the latter stand for.
+  Tensors(uint64_t seed, DType weights, std::unique_ptr<Backend> backend)
+      : seed_(seed), weights_(weights), backend_(std::move(backend)) {}
 
   Backend& backend() { return *backend_; }
 
-  // A weight as a bf16 checkpoint holds it.
   WeightView Weight(const std::string& name, int64_t rows, int64_t cols) {
-    const model::RandomTensor random(
-        {.role = model::TensorRole::kO, .name = name, .rows = rows, .cols = cols}, seed_);
+    if (weights_ == DType::kBF16) return Bf16Weight(name, rows, cols);
+    WeightView view{.dtype = weights_, .rows = rows, .cols = cols, .row_stride = cols};
+    if (weights_ == DType::kF32) {
+      view.data = Put(MakeDequantized(name, rows, cols, seed_));
+      return view;
+    }
+    const Fp8Weight weight = MakeFp8(name, rows, cols, seed_);
+    view.data = Put(weight.codes);
+    view.scales = static_cast<const float*>(Put(weight.scales));
+    view.scale_row_stride = (cols + kBlock - 1) / kBlock;
+    view.scale_block = kBlock;
+    return view;
+  }
+  WeightView Bf16Weight(const std::string& name, int64_t rows, int64_t cols) {
+    const model::RandomTensor random = Generator(name, rows, cols, seed_);
     std::vector<uint16_t> data(rows * cols);
     constexpr int64_t kStrip = 64;
     const auto fill = [&](int64_t strip) {
@@ -126,21 +210,45 @@ class Tensors {
   }
 
   const uint64_t seed_;
+  const DType weights_;
   const std::unique_ptr<Backend> backend_;
   std::vector<DeviceBuffer> buffers_;
 };
 
-class LayerTest : public ::testing::TestWithParam<Numerics> {
+struct LayerCase {
+  const char* name;
+  Numerics numerics;
+  DType weights;
+};
+
+void PrintTo(const LayerCase& c, std::ostream* os) { *os << c.name; }
+
+class LayerTest : public ::testing::TestWithParam<LayerCase> {
  protected:
-  static bool exact() { return GetParam() == Numerics::kExact; }
-  static DType CacheType() { return exact() ? DType::kF32 : DType::kBF16; }
+  static bool exact() { return GetParam().numerics == Numerics::kExact; }
+  static bool fp8() { return GetParam().weights == DType::kF8E4M3; }
+  // Whether products see their activations in FP8.
+  static bool quantizes() { return fp8() && !exact() && QuantizesActivations(); }
+  static Tensors MakeTensors(uint64_t seed) {
+    return {seed, GetParam().weights,
+            *MakeTestBackend({.threads = 2, .numerics = GetParam().numerics})};
+  }
   static void ExpectClose(const std::vector<float>& got, absl::Span<const float> want,
                           const char* what) {
+    const double error = RelativeError(got, want), diff = CalcDiff(got, want);
+    std::printf("%s, %s: %.2g of the largest, calc_diff %.2g\n", GetParam().name, what, error,
+                diff);
     if (exact()) {
-      EXPECT_LT(RelativeError(got, want), kTolerance) << what;
+      EXPECT_LT(error, kTolerance) << what;
     } else {
-      EXPECT_LT(CalcDiff(got, want), kFastDiffMax) << what;
+      EXPECT_LT(diff, quantizes() ? kQuantizedDiffMax : kFastDiffMax) << what;
     }
+  }
+  // That a reference with FP8 weights is near the layer with the weights that those were made from.
+  static void ExpectNear(absl::Span<const float> reference, absl::Span<const float> golden) {
+    const double diff = CalcDiff(reference, golden);
+    std::printf("%s: FP8 changes calc_diff %.2g\n", GetParam().name, diff);
+    EXPECT_LT(diff, kFp8DiffMax) << "the reference itself is wrong";
   }
 };
 
@@ -150,22 +258,29 @@ class LayerTest : public ::testing::TestWithParam<Numerics> {
     ASSERT_TRUE(status.ok()) << status; \
   } while (false)
 
-TEST_P(LayerTest, AttentionAtTrueShapes) {
-  constexpr int64_t kContext = 130;
-  const Golden golden = Golden::Load("v3_attention_layer");
-  const std::vector<int32_t> queries(golden.I32("positions").begin(),
-                                     golden.I32("positions").end());
+struct Attended {
+  std::vector<float> absorbed, unabsorbed;  // [queries, kHidden]
+};
+
+// The layer at some positions of a sequence of kContext. `quantizes`: products see their
+// activations as FP8 has them, for a backend that does not do so itself.
+void Attend(Tensors& t, const std::vector<int32_t>& queries, DType cache_type, bool quantizes,
+            Attended* result) {
   const int64_t count = static_cast<int64_t>(queries.size());
   const std::string p = "model.layers.0.self_attn.";
   const model::ModelConfig config = RopeConfig();
   const StreamId stream;
-  Tensors t(golden.seed(), GetParam());
   Backend& backend = t.backend();
+  const auto multiply = [&](const TensorView& x, const WeightView& w, const TensorView& out) {
+    const TensorView seen =
+        quantizes ? t.Floats(Quantized(t.Get<float>(x)), {x.rows(), x.row_elements()}) : x;
+    return backend.linear().Linear({.x = seen, .w = w, .out = out}, stream);
+  };
 
   const TensorView x = t.Floats(t.Input("attention.input", kContext, kHidden), {kContext, kHidden});
   const TensorView kv = t.Zeros(DType::kF32, {kContext, kDims.kv_dim()});
   const WeightView kv_a = t.Weight(p + "kv_a_proj_with_mqa.weight", kDims.kv_dim(), kHidden);
-  ASSERT_OK(backend.linear().Linear({.x = x, .w = kv_a, .out = kv}, stream));
+  ASSERT_OK(multiply(x, kv_a, kv));
 
   // Queries of the asked positions only, put where they stand in the sequence.
   const int64_t q_width = kHeads * kDims.q_dim();
@@ -173,18 +288,14 @@ TEST_P(LayerTest, AttentionAtTrueShapes) {
   ASSERT_OK(
       backend.elementwise().GatherRows({.x = x, .rows = t.Ints(queries), .out = x_asked}, stream));
   const TensorView q_latent = t.Zeros(DType::kF32, {count, kQLora});
-  ASSERT_OK(backend.linear().Linear(
-      {.x = x_asked, .w = t.Weight(p + "q_a_proj.weight", kQLora, kHidden), .out = q_latent},
-      stream));
+  ASSERT_OK(multiply(x_asked, t.Weight(p + "q_a_proj.weight", kQLora, kHidden), q_latent));
   ASSERT_OK(backend.elementwise().RmsNorm(
       {.x = q_latent,
        .weight = t.Vector(p + "q_a_layernorm.weight", model::TensorRole::kQANorm, kQLora),
        .out = q_latent},
       stream));
   const TensorView q_asked = t.Zeros(DType::kF32, {count, q_width});
-  ASSERT_OK(backend.linear().Linear(
-      {.x = q_latent, .w = t.Weight(p + "q_b_proj.weight", q_width, kQLora), .out = q_asked},
-      stream));
+  ASSERT_OK(multiply(q_latent, t.Weight(p + "q_b_proj.weight", q_width, kQLora), q_asked));
   const std::vector<float> asked_rows = t.Get<float>(q_asked);
   std::vector<float> q_rows(kContext * q_width);
   for (int64_t i = 0; i < count; ++i) {
@@ -201,7 +312,7 @@ TEST_P(LayerTest, AttentionAtTrueShapes) {
   }
   const TensorView cos_sin =
       t.Floats(model::MakeCosSinTable(config, kContext), {kContext, kDims.rope_dim});
-  const TensorView cache = t.Zeros(CacheType(), {4, kPageTokens, kDims.kv_dim()});
+  const TensorView cache = t.Zeros(cache_type, {4, kPageTokens, kDims.kv_dim()});
   ASSERT_OK(backend.attention().MlaCacheWrite(
       {.dims = kDims,
        .q = q,
@@ -218,10 +329,10 @@ TEST_P(LayerTest, AttentionAtTrueShapes) {
       t.Weight(p + "kv_b_proj.weight", kHeads * (kDims.nope_dim + kDims.v_dim), kDims.kv_lora_rank);
   const WeightView o = t.Weight(p + "o_proj.weight", kHidden, kHeads * kDims.v_dim);
   const float scale = static_cast<float>(config.SoftmaxScale());
-  const auto project_and_compare = [&](const char* form, const TensorView& attended) {
+  const auto project = [&](const TensorView& attended, std::vector<float>* to) {
     const TensorView out = t.Zeros(DType::kF32, {count, kHidden});
-    ASSERT_OK(backend.linear().Linear({.x = attended, .w = o, .out = out}, stream));
-    ExpectClose(t.Get<float>(out), golden.F32("output"), form);
+    ASSERT_OK(multiply(attended, o, out));
+    *to = t.Get<float>(out);
   };
 
   ASSERT_OK(
@@ -239,7 +350,7 @@ TEST_P(LayerTest, AttentionAtTrueShapes) {
        .scale = scale,
        .out = absorbed},
       stream));
-  project_and_compare("absorbed", absorbed);
+  project(absorbed, &result->absorbed);
 
   const TensorView all = t.Zeros(DType::kF32, {kContext, kHeads * kDims.v_dim});
   const PromptChunk chunk = {.num_tokens = kContext};
@@ -256,7 +367,103 @@ TEST_P(LayerTest, AttentionAtTrueShapes) {
   const TensorView asked = t.Zeros(DType::kF32, {count, kHeads * kDims.v_dim});
   ASSERT_OK(
       backend.elementwise().GatherRows({.x = all, .rows = t.Ints(queries), .out = asked}, stream));
-  project_and_compare("unabsorbed", asked);
+  project(asked, &result->unabsorbed);
+}
+
+TEST_P(LayerTest, AttentionAtTrueShapes) {
+  const Golden golden = Golden::Load("v3_attention_layer");
+  const std::vector<int32_t> queries(golden.I32("positions").begin(),
+                                     golden.I32("positions").end());
+  Attended got, want;
+  {
+    Tensors t = MakeTensors(golden.seed());
+    ASSERT_NO_FATAL_FAILURE(
+        Attend(t, queries, exact() ? DType::kF32 : DType::kBF16, /*quantizes=*/false, &got));
+  }
+  if (fp8()) {
+    Tensors t(golden.seed(), DType::kF32,
+              *MakeCpuBackend({.threads = 2, .numerics = Numerics::kExact}));
+    ASSERT_NO_FATAL_FAILURE(Attend(t, queries, DType::kF32, quantizes(), &want));
+    ExpectNear(want.absorbed, golden.F32("output"));
+  } else {
+    want.absorbed.assign(golden.F32("output").begin(), golden.F32("output").end());
+    want.unabsorbed = want.absorbed;
+  }
+  ExpectClose(got.absorbed, want.absorbed, "absorbed");
+  ExpectClose(got.unabsorbed, want.unabsorbed, "unabsorbed");
+}
+
+// w x, of the generator's weight in FP8.
+class Dequantized {
+ public:
+  Dequantized(const std::string& name, int64_t rows, int64_t cols, uint64_t seed)
+      : rows_(rows), cols_(cols), values_(MakeDequantized(name, rows, cols, seed)) {}
+
+  std::vector<double> Times(const float* x) const {
+    std::vector<double> out(rows_);
+    const auto dot = [&](int64_t row) {
+      const float* const w = values_.data() + row * cols_;
+      double sums[8] = {};
+      for (int64_t col = 0; col < cols_; col += 8) {
+        for (int64_t i = 0; i < 8; ++i) sums[i] += double{w[col + i]} * x[col + i];
+      }
+      out[row] = std::accumulate(sums, sums + 8, 0.0);
+      return absl::OkStatus();
+    };
+    EXPECT_TRUE(ParallelFor(rows_, 2, dot).ok());
+    return out;
+  }
+
+ private:
+  const int64_t rows_, cols_;
+  const std::vector<float> values_;
+};
+
+// out += weight * (the expert of this name of x), in float64.
+void AddExpert(const std::string& name, uint64_t seed, const std::vector<float>& x, bool quantizes,
+               const std::vector<double>& weight_of_token, std::vector<double>* out) {
+  const Dequantized gate(name + "gate_proj.weight", kExpertWidth, kHidden, seed);
+  const Dequantized up(name + "up_proj.weight", kExpertWidth, kHidden, seed);
+  const Dequantized down(name + "down_proj.weight", kHidden, kExpertWidth, seed);
+  for (size_t token = 0; token < weight_of_token.size(); ++token) {
+    if (weight_of_token[token] == 0) continue;
+    const std::vector<double> g = gate.Times(x.data() + token * kHidden);
+    const std::vector<double> u = up.Times(x.data() + token * kHidden);
+    std::vector<float> inner(kExpertWidth);
+    for (int64_t i = 0; i < kExpertWidth; ++i) {
+      inner[i] = static_cast<float>(g[i] / (1 + std::exp(-g[i])) * u[i]);
+    }
+    if (quantizes) inner = Quantized(std::move(inner));
+    const std::vector<double> y = down.Times(inner.data());
+    for (int64_t i = 0; i < kHidden; ++i) {
+      (*out)[token * kHidden + i] += weight_of_token[token] * y[i];
+    }
+  }
+}
+
+// The layer with FP8 weights, of the golden's experts.
+std::vector<float> MoeReference(const Golden& golden, std::vector<float> x, bool quantizes) {
+  const absl::Span<const int32_t> experts = golden.I32("experts");
+  const absl::Span<const float> weights = golden.F32("expert_weights");
+  const size_t count = experts.size() / kTopK;
+  const std::string p = "model.layers.3.mlp.";
+  if (quantizes) x = Quantized(std::move(x));
+  std::vector<double> sum(count * kHidden);
+  for (int32_t expert = 0; expert < kExperts; ++expert) {
+    std::vector<double> weight_of_token(count);
+    bool chosen = false;
+    for (size_t pair = 0; pair < experts.size(); ++pair) {
+      if (experts[pair] != expert) continue;
+      chosen = true;
+      weight_of_token[pair / kTopK] = weights[pair];
+    }
+    if (!chosen) continue;
+    AddExpert(absl::StrCat(p, "experts.", expert, "."), golden.seed(), x, quantizes,
+              weight_of_token, &sum);
+  }
+  AddExpert(p + "shared_experts.", golden.seed(), x, quantizes, std::vector<double>(count, 1),
+            &sum);
+  return std::vector<float>(sum.begin(), sum.end());
 }
 
 TEST_P(LayerTest, MixtureOfExpertsAtTrueShapes) {
@@ -265,7 +472,7 @@ TEST_P(LayerTest, MixtureOfExpertsAtTrueShapes) {
   const int64_t count = static_cast<int64_t>(want.size()) / kTopK;
   const std::string p = "model.layers.3.mlp.";
   const StreamId stream;
-  Tensors t(golden.seed(), GetParam());
+  Tensors t = MakeTensors(golden.seed());
   Backend& backend = t.backend();
 
   std::vector<float> inputs = t.Input("moe.input", count, kHidden);
@@ -276,7 +483,7 @@ TEST_P(LayerTest, MixtureOfExpertsAtTrueShapes) {
   const TensorView x = t.Floats(inputs, {count, kHidden});
   const TensorView logits = t.Zeros(DType::kF32, {count, kExperts});
   ASSERT_OK(backend.linear().Linear({.x = x,
-                                     .w = t.Weight(p + "gate.weight", kExperts, kHidden),
+                                     .w = t.Bf16Weight(p + "gate.weight", kExperts, kHidden),
                                      .out = logits,
                                      .precision = Precision::kF32},
                                     stream));
@@ -348,13 +555,20 @@ TEST_P(LayerTest, MixtureOfExpertsAtTrueShapes) {
                                    .shared = shared,
                                    .out = out},
                                   stream));
-  ExpectClose(t.Get<float>(out), golden.F32("output"), "experts");
+  std::vector<float> want_out(golden.F32("output").begin(), golden.F32("output").end());
+  if (fp8()) {
+    want_out = MoeReference(golden, inputs, quantizes());
+    ExpectNear(want_out, golden.F32("output"));
+  }
+  ExpectClose(t.Get<float>(out), want_out, "experts");
 }
 
-INSTANTIATE_TEST_SUITE_P(Numerics, LayerTest, ::testing::Values(Numerics::kExact, Numerics::kFast),
-                         [](const auto& info) {
-                           return info.param == Numerics::kExact ? "exact" : "fast";
-                         });
+INSTANTIATE_TEST_SUITE_P(Numerics, LayerTest,
+                         ::testing::Values(LayerCase{"exact", Numerics::kExact, DType::kBF16},
+                                           LayerCase{"fast", Numerics::kFast, DType::kBF16},
+                                           LayerCase{"exact_fp8", Numerics::kExact, DType::kF8E4M3},
+                                           LayerCase{"fast_fp8", Numerics::kFast, DType::kF8E4M3}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace sluice::conformance
