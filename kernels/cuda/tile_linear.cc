@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/tile_plan.h"
@@ -185,6 +186,10 @@ absl::Status TileLinear::Run(const TileProduct& product) {
 
 absl::Status TileLinear::Run(const TileProduct& product, const cuda::TilePlan& plan) {
   if (product.rows() == 0) return absl::OkStatus();
+  if (product.grouped() && !product.ups.empty() && plan.outputs != kOutputsMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("gated groups: a plan of ", plan.outputs, " outputs, wanted ", kOutputsMax));
+  }
   cuda::TileLinearArgs args{};
   args.plan = plan;
   args.m = static_cast<int32_t>(product.rows());
