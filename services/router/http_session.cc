@@ -99,6 +99,7 @@ void HttpSession::CheckTime(Time now) {
 
 void HttpSession::BeginDrain() {
   draining_ = true;
+  keep_alive_ = false;  // an answer that has not begun says so
   if (!answering_ && !closing_) Close();
 }
 

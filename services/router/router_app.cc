@@ -188,7 +188,10 @@ class RouterApp::Impl {
       SetReady(false);
     });
     WaitOnLoop(deadline, [this] { return core_.idle(); });
-    RunOnLoop([this] { http_->BeginDrain(); });
+    RunOnLoop([this] {
+      http_->BeginDrain();
+      core_.EndAll(clock_.Now());
+    });
     WaitOnLoop(clock_.Now() + kFlushTimeout,
                [this] { return http_->num_connections() == 0 && edge_.calls_running == 0; });
     Stop();

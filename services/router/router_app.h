@@ -31,7 +31,8 @@ class RouterApp {
 
   RouterPorts ports() const;
 
-  // Refuses new requests, lets those running end, for at most `timeout`; then stops. Blocks.
+  // Refuses new requests, lets those running end, for at most `timeout`; tells the clients of those
+  // that are left that the router ends, which takes at most two seconds more; then stops. Blocks.
   void Drain(absl::Duration timeout);
 
  private:

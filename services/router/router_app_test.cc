@@ -18,11 +18,15 @@
 #include "absl/time/time.h"
 #include "services/base/cluster_config.h"
 #include "services/model/page_hash.h"
+#include "services/router/http_test_client.h"
 #include "sluice/v1/control.grpc.pb.h"
 #include "sluice/v1/generation.grpc.pb.h"
 
 namespace sluice::router {
 namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
 
 constexpr char kModel[] = "deploy/models/sluice-tiny";
 constexpr uint32_t kTokens = 1000;
@@ -89,6 +93,14 @@ class RouterAppTest : public testing::Test {
       if (!Send(message)) return;  // the router has ended
     } while (!ended_.WaitForNotificationWithTimeout(absl::Milliseconds(100)));
   }
+  void SendToken(const v1::Admit& admit) {
+    v1::WorkerMessage message;
+    v1::RequestTokens& tokens = *message.mutable_step_tokens()->add_requests();
+    tokens.set_request(admit.request());
+    tokens.set_attempt(admit.attempt());
+    tokens.add_token_ids(100);
+    ASSERT_TRUE(Send(message));
+  }
   void WaitUntilReady() {
     const auto stub = v1::Models::NewStub(Channel(app_->ports().grpc));
     v1::ListModelsResponse models;
@@ -149,6 +161,49 @@ TEST_F(RouterAppTest, ADrainWaitsForGrpcClientsThatStillRead) {
   const grpc::Status status = reader->Finish();
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(count, kTokens);
+}
+
+// Before its first token a request has a status, afterwards an event. Over gRPC both have one.
+TEST_F(RouterAppTest, ADrainThatRunsOutTellsClientsThatTheRouterEnds) {
+  WaitUntilReady();
+  const int port = app_->ports().http;
+  HttpTestClient whole(port), silent(port), stream(port);
+  constexpr char kAsk[] = R"({"prompt":"The","max_tokens":100)";
+  whole.Post("/v1/completions", absl::StrCat(kAsk, "}"));
+  silent.Post("/v1/completions", absl::StrCat(kAsk, R"(,"stream":true})"));
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(worker_->Read(&from_router_));
+  stream.Post("/v1/completions", absl::StrCat(kAsk, R"(,"stream":true})"));
+  ASSERT_TRUE(worker_->Read(&from_router_));
+  SendToken(from_router_.admit());
+  EXPECT_THAT(stream.ReadUntil("\n\n"), HasSubstr("200 OK"));
+
+  const auto stub = v1::Generation::NewStub(Channel(app_->ports().grpc));
+  v1::GenerateRequest request;
+  request.set_text("The");
+  grpc::ClientContext context;
+  SetDeadline(&context);
+  const auto reader = stub->Generate(&context, request);
+  ASSERT_TRUE(worker_->Read(&from_router_));
+  SendToken(from_router_.admit());
+  v1::GenerateChunk chunk;
+  ASSERT_TRUE(reader->Read(&chunk));
+
+  const auto drained =
+      std::async(std::launch::async, [this] { app_->Drain(absl::ZeroDuration()); });
+  for (HttpTestClient* const client : {&whole, &silent}) {
+    const HttpTestClient::Response response = client->Read();
+    EXPECT_EQ(response.status, 503) << response.head;
+    EXPECT_THAT(response.head, AllOf(HasSubstr("Retry-After: 1"), HasSubstr("Connection: close")));
+    EXPECT_THAT(response.body, AllOf(HasSubstr("overloaded_error"), HasSubstr("router ends")));
+  }
+  const std::string events = stream.ReadAll();
+  EXPECT_THAT(events, HasSubstr(R"(data: {"error":{"message":"this router ends)"));
+  EXPECT_THAT(events, testing::EndsWith("data: [DONE]\n\n\r\n0\r\n\r\n"));
+  while (reader->Read(&chunk)) {
+  }
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("this router ends"));
 }
 
 }  // namespace

@@ -57,6 +57,7 @@ void RouterCore::OnWorkerMessage(WorkerId worker, const sluice::v1::WorkerMessag
 void RouterCore::OnWorkerGone(WorkerId worker, absl::Time now) { impl_->OnWorkerGone(worker, now); }
 void RouterCore::OnTick(absl::Time now) { impl_->OnTick(now); }
 void RouterCore::BeginDrain() { impl_->BeginDrain(); }
+void RouterCore::EndAll(absl::Time now) { impl_->EndAll(now); }
 bool RouterCore::idle() const { return impl_->idle(); }
 bool RouterCore::CanPlace() const { return impl_->CanPlace(); }
 RouterSnapshot RouterCore::Snapshot() const { return impl_->Snapshot(); }
@@ -216,7 +217,7 @@ void RouterCore::Impl::Unpark(absl::Time now) {
 }
 
 void RouterCore::Impl::Pump(absl::Time now) {
-  while (num_placed() < options_.active_requests_max) {
+  while (!ended_ && num_placed() < options_.active_requests_max) {
     const std::optional<Waiting> next = queue_.Next(now);
     if (!next) return;
     Request* request = FindRequest(next->id);
@@ -364,6 +365,23 @@ void RouterCore::Impl::OnTick(absl::Time now) {
   while (!timers_.empty() && timers_.begin()->first <= now) OnTimer(timers_.begin()->second, now);
   index_.Sweep(kSweptPerTick);
   Pump(now);
+}
+
+void RouterCore::Impl::EndAll(absl::Time now) {
+  draining_ = ended_ = true;
+  std::vector<RequestId> ids;
+  for (const auto& [id, _] : requests_) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  for (const RequestId id : ids) {
+    Request* request = FindRequest(id);
+    if (request == nullptr) continue;  // a sink that heard of another's end has cancelled it
+    EndWithError(
+        request,
+        WithRetryAfter(absl::UnavailableError("this router ends: its time to drain is over "
+                                              "and the answer is not complete"),
+                       kDrainingRetry),
+        now);
+  }
 }
 
 bool RouterCore::Impl::CanPlace() const {

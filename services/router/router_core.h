@@ -107,6 +107,8 @@ class RouterCore {
   void OnTick(absl::Time now);
   // From now on Submit refuses; what was accepted is finished.
   void BeginDrain();
+  // Ends what is left of it with an error, Unavailable: the time to drain is over.
+  void EndAll(absl::Time now);
   bool idle() const;  // no request is queued or placed
   // CanPlace alone is cheap.
   bool CanPlace() const;

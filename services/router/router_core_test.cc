@@ -1079,6 +1079,33 @@ TEST_F(RouterCoreTest, DrainRefusesNewRequestsAndFinishesOldOnes) {
   EXPECT_TRUE(core->idle());
 }
 
+TEST_F(RouterCoreTest, WhatIsLeftWhenADrainIsOverEndsWithAnError) {
+  AttachPair();
+  std::vector<RecordingSink> sinks(6);
+  const RequestId decoding = Decoding(&sinks[0]);
+  for (int i = 1; i < 5; ++i) Submit(&sinks[i]);  // three are placed
+  const RequestId other = Submit(&sinks[5]);
+  sinks[0].on_error = [&] {
+    core->Cancel(other, now);  // another answer of the same call
+    EXPECT_EQ(core->Submit(Ask(), &sinks[0], now).status().code(), absl::StatusCode::kUnavailable);
+  };
+  core->BeginDrain();
+  bus.sent.clear();
+  core->EndAll(now);
+  EXPECT_TRUE(core->idle());
+  ExpectCancel(kD, decoding, 1);
+  for (const auto& [_, message] : bus.sent) {
+    EXPECT_EQ(message.message_case(), RouterMessage::kCancel) << "nothing is placed any more";
+  }
+  EXPECT_FALSE(sinks[5].ended());
+  for (int i = 0; i < 5; ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_EQ(sinks[i].error.code(), absl::StatusCode::kUnavailable);
+    EXPECT_TRUE(RetryAfter(sinks[i].error).has_value());
+    EXPECT_THAT(sinks[i].error.message(), HasSubstr("this router ends"));
+  }
+}
+
 TEST_F(RouterCoreTest, DrainingAndLoadingInstancesGetNothingNew) {
   AttachPair();
   Beat(kD, /*ready=*/false);

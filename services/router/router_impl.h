@@ -34,6 +34,7 @@ class RouterCore::Impl {
   void OnWorkerGone(WorkerId worker, absl::Time now);
   void OnTick(absl::Time now);
   void BeginDrain() { draining_ = true; }
+  void EndAll(absl::Time now);
   bool idle() const { return requests_.empty(); }
   bool CanPlace() const;
   RouterSnapshot Snapshot() const;
@@ -117,6 +118,7 @@ class RouterCore::Impl {
   absl::btree_set<std::pair<absl::Time, RequestId>> timers_;
   RequestId next_id_ = 1;
   bool draining_ = false;
+  bool ended_ = false;  // nothing is placed any more
   absl::Time last_tick_ = absl::InfinitePast();
   std::vector<uint32_t> matched_pages_;  // of the decision under way, by slot of the index
 };
