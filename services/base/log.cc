@@ -1,9 +1,15 @@
 #include "services/base/log.h"
 
+#include <poll.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <climits>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -16,7 +22,12 @@
 namespace sluice {
 namespace {
 
+using SteadyTime = std::chrono::steady_clock::time_point;
+
 constexpr size_t kQueueLines = 8192;
+constexpr std::chrono::seconds kLastReaderMax{1};  // for a reader, once the log ends
+constexpr std::chrono::seconds kTellDroppedPeriod{1};
+constexpr int kPollMs = 100;
 
 void WriteAll(int fd, absl::string_view text) {
   while (!text.empty()) {
@@ -29,24 +40,96 @@ void WriteAll(int fd, absl::string_view text) {
   }
 }
 
-// Lines come finished, so no formatter of spdlog's is asked.
+// A pipe that has room has it for so much: written in such pieces, a line never blocks once there
+// is room. Files take whole lines, which other processes' lines do not tear apart then.
+size_t PieceBytes(int fd) {
+  struct stat status {};
+  const bool is_file = fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+  return is_file ? std::numeric_limits<size_t>::max() : PIPE_BUF;
+}
+
+std::string MakeLine(LogLevel level, absl::string_view message,
+                     std::initializer_list<LogField> fields, const LogOptions& options);
+
+// Lines come finished, so no formatter of spdlog's is asked. Waits for whoever reads, but not when
+// the log ends.
 class FdSink final : public spdlog::sinks::base_sink<std::mutex> {
  public:
-  explicit FdSink(int fd) : fd_(fd) {}
+  FdSink(LogOptions options, uint64_t dropped)
+      : options_(std::move(options)),
+        piece_bytes_(PieceBytes(options_.fd)),
+        dropped_told_(dropped) {}
+
+  // Any thread.
+  void BeginEnd() {
+    end_began_ = std::chrono::steady_clock::now();
+    ending_ = true;
+  }
+  // When the log's thread is gone.
+  void TellLastDropped() {
+    const std::lock_guard lock(mutex_);
+    dropped_told_at_ = SteadyTime();
+    TellDropped();
+  }
 
  private:
   void sink_it_(const spdlog::details::log_msg& message) override {
-    WriteAll(fd_, {message.payload.data(), message.payload.size()});
+    TellDropped();
+    Write({message.payload.data(), message.payload.size()});
   }
   void flush_() override {}
 
-  const int fd_;
+  void TellDropped() {
+    const uint64_t dropped = DroppedLogLines();
+    const SteadyTime now = std::chrono::steady_clock::now();
+    if (dropped == dropped_told_ || !LogEnabled(LogLevel::kWarn)) return;
+    if (now - dropped_told_at_ < kTellDroppedPeriod) return;
+    Write(MakeLine(LogLevel::kWarn, "log lines are lost: they are not read fast enough",
+                   {{"lines", dropped - dropped_told_}}, options_));
+    dropped_told_ = dropped;
+    dropped_told_at_ = now;
+  }
+
+  void Write(absl::string_view text) {
+    while (!text.empty() && AwaitRoom()) {
+      const ssize_t written =
+          ::write(options_.fd, text.data(), std::min(text.size(), piece_bytes_));
+      if (written < 0) {
+        if (errno == EINTR || errno == EAGAIN) continue;
+        return;  // nowhere to tell of it
+      }
+      text.remove_prefix(static_cast<size_t>(written));
+      last_written_ = std::chrono::steady_clock::now();
+    }
+  }
+
+  // False: it has been waited for long enough.
+  bool AwaitRoom() {
+    pollfd fd{.fd = options_.fd, .events = POLLOUT, .revents = 0};
+    while (!given_up_) {
+      if (poll(&fd, 1, kPollMs) > 0) return true;  // also for what write() will tell
+      if (!ending_) continue;
+      const SteadyTime since = std::max(last_written_, end_began_.load());
+      given_up_ = std::chrono::steady_clock::now() - since >= kLastReaderMax;
+    }
+    return false;
+  }
+
+  const LogOptions options_;
+  const size_t piece_bytes_;
+  uint64_t dropped_told_;
+  SteadyTime dropped_told_at_;
+  SteadyTime last_written_;
+  bool given_up_ = false;
+  std::atomic<SteadyTime> end_began_{SteadyTime()};
+  std::atomic<bool> ending_{false};
 };
 
 struct LogState {
   std::mutex mutex;  // guards all below
   // Copied by each line, so that StopLogging() takes it from nobody's hands.
   std::shared_ptr<spdlog::async_logger> logger;
+  std::shared_ptr<FdSink> sink;
   std::shared_ptr<spdlog::details::thread_pool> pool;
   LogOptions options;
   uint64_t dropped_before = 0;  // by logs that have been stopped
@@ -143,6 +226,22 @@ std::string TextLine(absl::string_view time, LogLevel level, absl::string_view m
   return line;
 }
 
+std::string MakeLine(LogLevel level, absl::string_view message,
+                     std::initializer_list<LogField> fields, const LogOptions& options) {
+  const std::string time =
+      absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", absl::Now(), absl::UTCTimeZone());
+  return options.format == LogFormat::kJson ? JsonLine(time, level, message, fields, options)
+                                            : TextLine(time, level, message, fields, options);
+}
+
+void Put(absl::string_view line, spdlog::async_logger* logger, const LogOptions& options) {
+  if (logger == nullptr) {
+    WriteAll(options.fd, line);
+  } else {
+    logger->log(spdlog::level::info, spdlog::string_view_t(line.data(), line.size()));
+  }
+}
+
 }  // namespace
 
 absl::Status StartLogging(const LogOptions& options) {
@@ -153,9 +252,9 @@ absl::Status StartLogging(const LogOptions& options) {
   }
   state.options = options;
   state.pool = std::make_shared<spdlog::details::thread_pool>(kQueueLines, 1);
+  state.sink = std::make_shared<FdSink>(options, state.dropped_before);
   state.logger = std::make_shared<spdlog::async_logger>(
-      "sluice", std::make_shared<FdSink>(options.fd), state.pool,
-      spdlog::async_overflow_policy::overrun_oldest);
+      "sluice", state.sink, state.pool, spdlog::async_overflow_policy::overrun_oldest);
   state.logger->set_level(spdlog::level::trace);  // levels are looked at before a line is made
   current_level = options.level;
   return absl::OkStatus();
@@ -165,18 +264,23 @@ void StopLogging() {
   LogState& state = State();
   std::shared_ptr<spdlog::async_logger> logger;
   std::shared_ptr<spdlog::details::thread_pool> pool;
+  std::shared_ptr<FdSink> sink;
   {
     const std::lock_guard lock(state.mutex);
     if (state.pool == nullptr) return;
     state.dropped_before += state.pool->overrun_counter();
     logger = std::move(state.logger);
     pool = std::move(state.pool);
+    sink = std::move(state.sink);
     state.logger = nullptr;
     state.pool = nullptr;
+    state.sink = nullptr;
     state.options = LogOptions();
   }
+  sink->BeginEnd();
   logger.reset();
   pool.reset();  // the last one out joins the thread, which first writes what is queued
+  sink->TellLastDropped();
 }
 
 absl::StatusOr<LogLevel> ParseLogLevel(absl::string_view name) {
@@ -201,8 +305,6 @@ uint64_t DroppedLogLines() {
 
 void Log(LogLevel level, absl::string_view message, std::initializer_list<LogField> fields) {
   if (!LogEnabled(level)) return;
-  const std::string time =
-      absl::FormatTime("%Y-%m-%dT%H:%M:%E6SZ", absl::Now(), absl::UTCTimeZone());
   LogState& state = State();
   std::shared_ptr<spdlog::async_logger> logger;
   LogOptions options;
@@ -211,14 +313,19 @@ void Log(LogLevel level, absl::string_view message, std::initializer_list<LogFie
     logger = state.logger;
     options = state.options;
   }
-  const std::string line = options.format == LogFormat::kJson
-                               ? JsonLine(time, level, message, fields, options)
-                               : TextLine(time, level, message, fields, options);
-  if (logger == nullptr) {
-    WriteAll(options.fd, line);
-  } else {
-    logger->log(spdlog::level::info, spdlog::string_view_t(line.data(), line.size()));
+  Put(MakeLine(level, message, fields, options), logger.get(), options);
+}
+
+void LogLine(absl::string_view line) {
+  LogState& state = State();
+  std::shared_ptr<spdlog::async_logger> logger;
+  LogOptions options;
+  {
+    const std::lock_guard lock(state.mutex);
+    logger = state.logger;
+    options = state.options;
   }
+  Put(absl::StrCat(line, "\n"), logger.get(), options);
 }
 
 }  // namespace sluice

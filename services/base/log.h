@@ -8,7 +8,8 @@
 // never logged at kInfo or more severe levels.
 //
 // Lines are written by a thread of the log's own from a bounded queue: no caller ever waits for a
-// slow stderr. When the queue is full the oldest lines go, and DroppedLogLines() counts them.
+// slow stderr. When the queue is full the oldest lines go; DroppedLogLines() counts them, and a
+// line of its own tells how many, once a second at most.
 // Before StartLogging() and after StopLogging() lines of kInfo and more severe go straight to
 // stderr.
 #pragma once
@@ -78,7 +79,8 @@ struct LogOptions {
 
 // Once, at the start of a program. FailedPrecondition when it runs already.
 absl::Status StartLogging(const LogOptions& options);
-// Writes what is queued and ends the log's thread. Does nothing when there is none.
+// Writes what is queued and ends the log's thread; once nobody has taken a byte for a second, what
+// is left is lost. Does nothing when there is none.
 void StopLogging();
 
 // "error", "warn", "info", "debug", "trace". InvalidArgument names them.
@@ -91,6 +93,9 @@ bool LogEnabled(LogLevel level);
 uint64_t DroppedLogLines();
 
 void Log(LogLevel level, absl::string_view message, std::initializer_list<LogField> fields = {});
+
+// A line that is finished already, of a child's log say, without its end; passed on as it is.
+void LogLine(absl::string_view line);
 
 inline void LogError(absl::string_view message, std::initializer_list<LogField> fields = {}) {
   Log(LogLevel::kError, message, fields);

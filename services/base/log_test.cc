@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "services/base/json.h"
 
@@ -136,15 +137,53 @@ TEST_F(LogTest, AFullPipeDropsLinesInsteadOfBlocking) {
   const std::string filler(1000, 'x');
   for (int i = 0; i < 20000; ++i) LogInfo("line", {{"filler", filler}});
   EXPECT_GT(DroppedLogLines(), dropped_before);
+  std::string text;
   std::thread reader([&] {
     std::array<char, 65536> buffer;
-    while (read(ends[0], buffer.data(), buffer.size()) > 0) {
+    for (ssize_t got = 0; (got = read(ends[0], buffer.data(), buffer.size())) > 0;) {
+      text.append(buffer.data(), static_cast<size_t>(got));
     }
   });
   StopLogging();
   close(ends[1]);
   reader.join();
   close(ends[0]);
+  // Those that came through, and those that it says are lost, are all there were.
+  uint64_t lines = 0, lost = 0;
+  for (const absl::string_view line : absl::StrSplit(text, '\n', absl::SkipEmpty())) {
+    uint64_t count = 0;
+    const std::vector<absl::string_view> parts =
+        absl::StrSplit(line, "warn  log lines are lost: they are not read fast enough lines=");
+    if (parts.size() == 2 && absl::SimpleAtoi(parts[1], &count)) {
+      lost += count;
+    } else {
+      ++lines;
+    }
+  }
+  EXPECT_EQ(lost, DroppedLogLines() - dropped_before);
+  EXPECT_EQ(lines + lost, 20000u);
+}
+
+TEST_F(LogTest, EndsThoughNobodyReads) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  ASSERT_TRUE(StartLogging({.process = "sluice-router", .fd = ends[1]}).ok());
+  const std::string filler(100'000, 'x');
+  for (int i = 0; i < 10; ++i) LogInfo("line", {{"filler", filler}});
+  StopLogging();
+  close(ends[0]);
+  close(ends[1]);
+}
+
+TEST_F(LogTest, PassesFinishedLinesOnInTheirTurn) {
+  Start(LogFormat::kJson, LogLevel::kError);
+  LogError("before");
+  LogLine("{\"of\": \"a child\"}");
+  LogError("behind");
+  const auto lines = StopAndRead();
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_EQ(lines[1], "{\"of\": \"a child\"}");
+  EXPECT_THAT(lines[2], HasSubstr("behind"));
 }
 
 TEST_F(LogTest, StartsOnce) {

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 
 PROGRAMS = pathlib.Path()
@@ -45,6 +46,11 @@ if name.startswith("router"):
     port = int(re.search(r'router:.*?http: "127.0.0.1:(\d+)"', config, re.S)[1])
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+if "STUB_PRINTS" in os.environ and name == "decode-1":
+    for _ in range(int(os.environ["STUB_PRINTS"])):
+        print("x" * 1000)
+    sys.stdout.flush()
+    open(os.path.join(os.path.dirname(sys.argv[0]), "printed"), "w").close()
 term.wait()
 print("drained", flush=True)
 os._exit(0)
@@ -153,6 +159,59 @@ class UpTest(unittest.TestCase):
                 self.assertTrue(alive(pids[name]), name)
             process.terminate()
             self.assertEqual(process.wait(DEADLINE_S), 0)
+
+    @contextlib.contextmanager
+    def flooded(self):
+        """One whose stderr nobody has read while decode-1 printed 20,000 lines, and the pipe's other end."""
+        printed = self.folder / "printed"
+        printed.unlink(missing_ok=True)
+        read_end, write_end = os.pipe()
+        process = subprocess.Popen(
+            [PROGRAMS / "sluice", "up", "-c", self.file, "--programs", self.folder], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=write_end, env={**os.environ, "STUB_PRINTS": "20000"})
+        os.close(write_end)
+        with open(read_end, "rb") as log:
+            try:
+                Lines(process).wait_for("Ctrl-C drains")
+                self.wait_until(printed.exists, "all lines are printed")
+                yield process, log
+            finally:
+                process.kill()
+                process.wait()
+                process.stdout.close()
+
+    def wait_until(self, holds, what):
+        deadline = time.monotonic() + DEADLINE_S
+        while not holds():
+            self.assertLess(time.monotonic(), deadline, what)
+            time.sleep(0.02)
+
+    def test_goes_on_though_nobody_reads_its_log(self):
+        def pid_of(name):
+            for pid in pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                with contextlib.suppress(OSError):
+                    if name in pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                        return int(pid)
+
+        cluster = self.file.read_text()
+        for log_format in ("text", "json"):
+            self.file.write_text(f"{cluster}logging: {{format: {log_format}}}\n")
+            with self.subTest(log_format), self.flooded() as (process, _):
+                killed = pid_of("decode-1")
+                os.kill(killed, signal.SIGKILL)
+                self.wait_until(lambda: pid_of("decode-1") not in (None, killed), "it is started again")
+                process.terminate()
+                self.assertEqual(process.wait(DEADLINE_S), 0)
+
+    def test_says_how_many_lines_of_its_log_are_lost(self):
+        with self.flooded() as (process, log):
+            process.terminate()
+            text = log.read().decode()
+            self.assertEqual(process.wait(DEADLINE_S), 0)
+        lost = re.findall(r"Z warn  \[up\] log lines are lost: they are not read fast enough lines=(\d+)\n", text)
+        printed = text.count("[decode-1] " + "x" * 1000 + "\n")
+        self.assertLess(printed, 20000)
+        self.assertGreaterEqual(printed + sum(map(int, lost)), 20000)  # with lines of others
 
     def test_json_logs_are_json_whatever_children_print(self):
         with self.file.open("a") as file:

@@ -145,16 +145,16 @@ bool IsNotRouter(const std::string& name) { return !IsRouter(name); }
 
 class Cluster {
  public:
-  Cluster(const UpOptions& options, ClusterConfig config, int log_fd, ShutdownSignal* shutdown)
+  Cluster(const UpOptions& options, ClusterConfig config, ShutdownSignal* shutdown)
       : options_(options),
         config_(std::move(config)),
         shutdown_(*shutdown),
         wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
         supervisor_({}, &clock_,
-                    [this, log_fd, json = config_.logging.format == LogFormat::kJson](
+                    [this, json = config_.logging.format == LogFormat::kJson](
                         const std::string& name, absl::string_view line) {
                       if (!ready_) Remember(name, line);
-                      json ? PassOnJson(log_fd, name, line) : PassOn(log_fd, name, line);
+                      json ? PassOnJson(name, line) : PassOn(name, line);
                     }) {
     shutdown_.OnRequested([fd = wake_fd_] {
       const uint64_t one = 1;
@@ -210,18 +210,16 @@ class Cluster {
     return absl::OkStatus();
   }
 
+  // Through the log's queue: whoever does not read must not stop the supervisor.
   // A line with its process's name in front, unless it has it already.
-  static void PassOn(int fd, const std::string& name, absl::string_view line) {
+  static void PassOn(const std::string& name, absl::string_view line) {
     const bool named = absl::StrContains(line, absl::StrCat("[", name, "]"));
-    const std::string text =
-        named ? absl::StrCat(line, "\n") : absl::StrCat("[", name, "] ", line, "\n");
-    [[maybe_unused]] const ssize_t written = write(fd, text.data(), text.size());
+    LogLine(named ? std::string(line) : absl::StrCat("[", name, "] ", line));
   }
   // What a child prints beside its log (a library's complaint, say) must not spoil the whole.
-  static void PassOnJson(int fd, const std::string& name, absl::string_view line) {
+  static void PassOnJson(const std::string& name, absl::string_view line) {
     if (!absl::StartsWith(line, "{")) return LogWarn("printed", {{"child", name}, {"line", line}});
-    const std::string text = absl::StrCat(line, "\n");
-    [[maybe_unused]] const ssize_t written = write(fd, text.data(), text.size());
+    LogLine(line);
   }
 
   absl::Status AwaitReady() {
@@ -354,7 +352,7 @@ absl::Status Up(const UpOptions& options) {
                                        .instance = "up",
                                        .fd = log_fd}));
   const absl::Cleanup stop_logging = [] { StopLogging(); };
-  return Cluster(options, std::move(config), log_fd, &shutdown).Run();
+  return Cluster(options, std::move(config), &shutdown).Run();
 }
 
 }  // namespace
