@@ -72,7 +72,8 @@ struct Placement {
 Placement Place(const PlacementNeed& need, absl::Span<const Candidate> candidates);
 
 // The longest sequence, in tokens, that some pair or mixed instance could ever hold, and what it is
-// limited by; 0 when there is neither.
+// limited by; 0 when there is neither. Both of a pair must hold all of it: when an attempt breaks,
+// or a decode hands it back, a prefill computes the output so far anew.
 struct SequenceLimit {
   int64_t tokens = 0;
   absl::string_view limited_by;  // "positions" or "kv_pages"
