@@ -64,9 +64,15 @@ absl::Status FieldError(absl::string_view field, absl::string_view message) {
   return status;
 }
 
+absl::Status ContextLengthError(absl::string_view field, absl::string_view message) {
+  absl::Status status = FieldError(field, message);
+  status.SetPayload(kCode, absl::Cord("context_length_exceeded"));
+  return status;
+}
+
 absl::Status ContextLengthError(absl::string_view field, int64_t prompt_tokens,
                                 int64_t output_tokens, int64_t limit) {
-  absl::Status status = FieldError(
+  return ContextLengthError(
       field,
       output_tokens == 0
           ? absl::StrCat("This model's maximum context length is ", limit,
@@ -76,8 +82,6 @@ absl::Status ContextLengthError(absl::string_view field, int64_t prompt_tokens,
                          " tokens. However, you requested ", prompt_tokens + output_tokens,
                          " tokens (", prompt_tokens, " in the prompt, ", output_tokens,
                          " for the answer). Please shorten the prompt or lower max_tokens"));
-  status.SetPayload(kCode, absl::Cord("context_length_exceeded"));
-  return status;
 }
 
 absl::Status UnknownModelError(absl::string_view model) {

@@ -17,6 +17,7 @@ absl::Status FieldError(absl::string_view field, absl::string_view message);
 // "context_length_exceeded".
 absl::Status ContextLengthError(absl::string_view field, int64_t prompt_tokens,
                                 int64_t output_tokens, int64_t limit);
+absl::Status ContextLengthError(absl::string_view field, absl::string_view message);
 
 // NotFound, code "model_not_found".
 absl::Status UnknownModelError(absl::string_view model);

@@ -6,6 +6,7 @@
 
 #include "absl/memory/memory.h"
 #include "kernels/base/status.h"
+#include "services/router/api_error.h"
 
 namespace sluice::router {
 
@@ -79,9 +80,14 @@ absl::Status GenerationCall::SubmitAll(const model::Tokenizer& tokenizer, absl::
                                 .priority = request.priority,
                                 .deadline = deadline};
     submitted.sampling.set_seed(prepared_.sampling.seed() + index);
-    SLUICE_ASSIGN_OR_RETURN(const RequestId id,
-                            backend_->Submit(std::move(submitted), choices_.back().get()));
-    choices_.back()->set_id(id);
+    const absl::StatusOr<RequestId> id =
+        backend_->Submit(std::move(submitted), choices_.back().get());
+    // The model could hold the prompt, and no instance that is there can.
+    if (absl::IsOutOfRange(id.status())) {
+      return ContextLengthError(request.chat ? "messages" : "prompt", id.status().message());
+    }
+    if (!id.ok()) return id.status();
+    choices_.back()->set_id(*id);
     ++num_running_;
   }
   return absl::OkStatus();

@@ -171,6 +171,18 @@ TEST_F(GenerationCallTest, RefusalLeavesNothingRunning) {
   EXPECT_TRUE(backend_.running.empty());
 }
 
+TEST_F(GenerationCallTest, APromptThatNoInstanceHoldsIsTooLong) {
+  backend_.refusal = absl::OutOfRangeError("more than the largest instances hold");
+  for (const bool chat : {false, true}) {
+    const ApiError error = ToApiError(chat ? StartChat("") : StartCompletion(""));
+    EXPECT_EQ(error.http_status, 400);
+    EXPECT_EQ(error.type, "invalid_request_error");
+    EXPECT_EQ(error.message, "more than the largest instances hold");
+    EXPECT_EQ(error.param, chat ? "messages" : "prompt");
+    EXPECT_EQ(error.code, "context_length_exceeded");
+  }
+}
+
 TEST_F(GenerationCallTest, PreparationFillsDefaults) {
   ASSERT_TRUE(StartChat("").ok());
   const GenerationRequest& request = backend_.submitted[0];

@@ -105,8 +105,8 @@ absl::StatusOr<int64_t> RouterCore::Impl::CheckRequest(const GenerationRequest& 
   }
   const SequenceLimit longest = LongestSequence(DescribeAll(/*placeable_only=*/false));
   if (static_cast<int64_t>(prompt.ids.size()) + 1 > longest.tokens) {
-    return refuse("invalid", absl::InvalidArgumentError(absl::StrCat(
-                                 "prompt: ", prompt.ids.size(),
+    return refuse("invalid", absl::OutOfRangeError(absl::StrCat(
+                                 "the prompt's ", prompt.ids.size(),
                                  " tokens and one of output are more than the ", longest.tokens,
                                  " that the largest instances hold (", longest.limited_by, ")")));
   }

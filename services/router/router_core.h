@@ -83,9 +83,10 @@ class RouterCore {
 
   // --- For clients ---
 
-  // Takes the request, or says at once why not: InvalidArgument (no instance could ever hold it, or
-  // a field is wrong), Unavailable (no instance, draining) or ResourceExhausted (queue full), the
-  // last two with RetryAfter. The sink outlives the request: until its last call, or Cancel.
+  // Takes the request, or says at once why not: OutOfRange (no instance could ever hold its
+  // prompt), InvalidArgument (a field is wrong), Unavailable (no instance, draining) or
+  // ResourceExhausted (queue full), the last two with RetryAfter. The sink outlives the request:
+  // until its last call, or Cancel.
   absl::StatusOr<RequestId> Submit(GenerationRequest request, GenerationSink* sink, absl::Time now);
   // Ends it everywhere; its sink is not called any more. Unknown or ended requests are ignored.
   void Cancel(RequestId id, absl::Time now);

@@ -774,7 +774,7 @@ TEST_F(RouterCoreTest, WhatNobodyCanHoldIsRefusedByTheLimitsName) {
   RecordingSink sink;
   EXPECT_EQ(core->Snapshot().positions_max, 1024);
   const absl::Status refused = core->Submit(Ask(1024), &sink, now).status();
-  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kOutOfRange);
   EXPECT_THAT(refused.message(), testing::AllOf(HasSubstr("1024 tokens"), HasSubstr("positions")));
   EXPECT_FALSE(RetryAfter(refused).has_value());
   ASSERT_TRUE(core->Submit(Ask(1000, 500), &sink, now).ok());
