@@ -13,4 +13,9 @@ int64_t RaiseOpenFilesLimit() {
   return static_cast<int64_t>(limit.rlim_cur);
 }
 
+int64_t OpenFilesLimit() {
+  rlimit limit{};
+  return getrlimit(RLIMIT_NOFILE, &limit) == 0 ? static_cast<int64_t>(limit.rlim_cur) : 0;
+}
+
 }  // namespace sluice

@@ -9,4 +9,7 @@ namespace sluice {
 // 1,024. Returns the limit from then on. Not for programs that use select().
 int64_t RaiseOpenFilesLimit();
 
+// The soft limit as it is; 0 when it cannot be had.
+int64_t OpenFilesLimit();
+
 }  // namespace sluice

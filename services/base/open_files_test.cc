@@ -12,6 +12,7 @@ TEST(OpenFilesTest, TheSoftLimitBecomesTheHardOne) {
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
   const rlimit low{.rlim_cur = 64, .rlim_max = before.rlim_max};
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  EXPECT_EQ(OpenFilesLimit(), 64);
   EXPECT_EQ(RaiseOpenFilesLimit(), static_cast<int64_t>(before.rlim_max));
   rlimit after{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &after), 0);

@@ -12,6 +12,8 @@
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status.h"
+#include "services/base/log.h"
+#include "services/base/open_files.h"
 #include "services/router/http_session.h"
 #include "services/router/tls_certificate.h"
 
@@ -23,6 +25,7 @@ using boost::system::error_code;
 
 constexpr std::chrono::seconds kSweepPeriod{1};
 constexpr std::chrono::milliseconds kAcceptRetry{50};
+constexpr std::chrono::seconds kWarnPeriod{10};
 
 constexpr absl::string_view kFull =
     "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
@@ -114,10 +117,27 @@ class HttpServer::Impl final : public HttpSessionOwner, public std::enable_share
   void Accept() {
     acceptor_.async_accept([self = shared_from_this()](error_code error, tcp::socket socket) {
       if (self->stopped_ || self->draining_) return;
-      if (error) return self->AcceptLater();  // out of descriptors, mostly
+      if (error) {
+        self->WarnOfDescriptors(error);
+        return self->AcceptLater();
+      }
       self->Take(std::move(socket));
       self->Accept();
     });
+  }
+
+  // The client sees nothing but a connection that hangs.
+  void WarnOfDescriptors(const error_code& error) {
+    const bool of_process = error == boost::system::errc::too_many_files_open;
+    if (!of_process && error != boost::system::errc::too_many_files_open_in_system) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (now < warn_after_) return;
+    warn_after_ = now + kWarnPeriod;
+    LogWarn(of_process ? "out of file descriptors (nofile): new connections wait; raise the limit "
+                         "(ulimit -n, LimitNOFILE) or lower router.connections_max"
+                       : "the machine is out of file descriptors: new connections wait; raise "
+                         "fs.file-max",
+            {{"nofile", OpenFilesLimit()}, {"connections", num_connections()}});
   }
 
   void AcceptLater() {
@@ -167,6 +187,7 @@ class HttpServer::Impl final : public HttpSessionOwner, public std::enable_share
   int port_ = 0;
   bool draining_ = false;
   bool stopped_ = false;
+  std::chrono::steady_clock::time_point warn_after_;
 };
 
 HttpServer::HttpServer(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
