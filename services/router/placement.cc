@@ -141,7 +141,7 @@ SequenceLimit LongestSequence(absl::Span<const Candidate> candidates) {
   const auto limit_of = [](const Candidate& c) {
     return SequenceLimit{
         .tokens = SequenceMax(c),
-        .limited_by = c.positions <= c.kv_pages * kPageTokens ? "positions" : "kv_pages"};
+        .limited_by = c.positions < c.kv_pages * kPageTokens ? "positions" : "kv_pages"};
   };
   SequenceLimit longest;
   for (const Candidate& c : candidates) {

@@ -76,7 +76,8 @@ Placement Place(const PlacementNeed& need, absl::Span<const Candidate> candidate
 // or a decode hands it back, a prefill computes the output so far anew.
 struct SequenceLimit {
   int64_t tokens = 0;
-  absl::string_view limited_by;  // "positions" or "kv_pages"
+  // "positions", or "kv_pages" where an instance counts no more positions than its pages hold.
+  absl::string_view limited_by;
 };
 SequenceLimit LongestSequence(absl::Span<const Candidate> candidates);
 
