@@ -225,6 +225,8 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
        "mixed: the port for admin of mixed-2 would be 65536"},
       {"router: {api_keys: [{name: a}]}", "router.api_keys[0].sha256: has 0 characters"},
       {"router: {api_keys: [{sha256: x}]}", "router.api_keys[0].name: is needed"},
+      {"---\nmixed: {slots: 2}", "x.yaml:5: a further YAML document begins here"},
+      {"---\n---\nnonsense", "x.yaml:6: a further YAML document begins here"},
       // Not YAML.
       {"mixed: {", "is not YAML"},
       {"\tmixed: 1", "is not YAML"},
@@ -237,6 +239,8 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
                 AllOf(HasSubstr("x.yaml"), HasSubstr(c.wanted)))
         << c.text;
   }
+  // One document may have its marks.
+  EXPECT_TRUE(ParseClusterConfig(absl::StrCat("---\n", kSmallest, "---\n"), "x.yaml").ok());
 }
 
 TEST(ClusterConfigTest, SomebodyMustAnswer) {

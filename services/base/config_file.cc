@@ -394,7 +394,13 @@ absl::Status ReadConfig(absl::string_view text, absl::string_view path,
   }
   Problems problems(path);
   try {
-    Reader reader(YAML::Load(std::string(text)), "", &problems);
+    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
+    Reader reader(documents.empty() ? YAML::Node() : documents[0], "", &problems);
+    for (size_t i = 1; i < documents.size(); ++i) {
+      if (documents[i].IsNull()) continue;  // a last "---"
+      problems.Add(documents[i].Mark(), "",
+                   "a further YAML document begins here; all keys must stand in the first");
+    }
     describe(reader);
     reader.Finish();
   } catch (const YAML::Exception& error) {
