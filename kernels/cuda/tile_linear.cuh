@@ -263,12 +263,14 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       }
       WgmmaCommit();
     };
-    const auto release = [&](int which) {
+    // `last`: what was read last of the stage by ordinary loads.
+    const auto release = [&](int which, float last = 0) {
       __syncwarp();
+      const uint32_t empty = empty_at(which) + ZeroOnceLoaded(last);
       if constexpr (kPair) {
-        if (lane < 2) BarrierArriveAt(SharedOfBlock(empty_at(which), lane));
+        if (lane < 2) BarrierArriveAt(SharedOfBlock(empty, lane));
       } else {
-        if (lane == 0) BarrierArrive(empty_at(which));
+        if (lane == 0) BarrierArrive(empty);
       }
     };
 
@@ -279,7 +281,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       const float up = kGated ? LoadShared(scales_at(at) + (kTokens + 5) * 4) : 0;
       const uint32_t from = scales_at(at) + (tile.token % 4 + first_row + sub * 64) * 4;
       const float upper = LoadShared(from), lower = LoadShared(from + 8 * 4);
-      if (sub == kSubs - 1) release(at);
+      if (sub == kSubs - 1) release(at, lower);
       const float scale[2][2] = {{upper * gate, lower * gate}, {upper * up, lower * up}};
 #pragma unroll
       for (int i = 0; i < kSums; ++i) {
