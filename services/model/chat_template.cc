@@ -21,6 +21,8 @@ constexpr absl::string_view kEndThink = "</think>";
 std::vector<ChatLayout> AllLayouts() {
   using Cut = ChatLayout::CutThinking;
   return {
+      // Answers at once; roles are words, not tokens.
+      {.name = "deepseek-v2", .is_plain_text = true},
       // Answers at once.
       {.name = "deepseek-v3"},
       // The prompt opens the reasoning.
@@ -47,9 +49,25 @@ std::optional<ChatLayout> LayoutByName(absl::string_view name) {
   return std::nullopt;
 }
 
+// Whether a Jinja source is DeepSeek-V2's (and DeepSeek-LLM's): each message is one literal with
+// the content in it, and nothing else is looked at.
+bool IsPlainText(absl::string_view source) {
+  // Blanks count here: they are in the literals.
+  const std::string jinja = absl::StrReplaceAll(
+      source, {{"\"", "'"}, {"\\n", "\n"}, {" + ", "+"}, {"{{ ", "{{"}, {"{{- ", "{{"}});
+  const auto has = [&](absl::string_view text) { return absl::StrContains(jinja, text); };
+  for (const absl::string_view foreign : {"<", "think", "tool", "namespace", "System", "strip"}) {
+    if (has(foreign)) return false;
+  }
+  return has("{{bos_token") && has("{{'User: '+message['content']+'\n\n'") &&
+         has("{{'Assistant: '+message['content']+eos_token") &&
+         has("{{message['content']+'\n\n'") && has("{{'Assistant:'");
+}
+
 // The name of the layout that a Jinja source describes, by what the DeepSeek templates differ in.
 // Empty: unknown.
 absl::string_view NameBySource(absl::string_view source) {
+  if (IsPlainText(source)) return "deepseek-v2";
   // Quotes and blanks are a matter of taste.
   const std::string jinja = absl::StrReplaceAll(source, {{"\"", "'"}, {" ", ""}});
   const auto has = [&](absl::string_view text) { return absl::StrContains(jinja, text); };
@@ -77,7 +95,8 @@ absl::StatusOr<ChatLayout> Recognise(absl::string_view source) {
 }
 
 absl::Status CheckTokens(const Tokenizer& tokenizer, const ChatLayout& layout) {
-  std::vector<absl::string_view> needed = {kUser, kAssistant, kEndOfSentence};
+  std::vector<absl::string_view> needed;
+  if (!layout.is_plain_text) needed = {kUser, kAssistant, kEndOfSentence};
   const std::string openings =
       absl::StrCat(layout.turn_opening, layout.opening, layout.thinking_opening);
   if (absl::StrContains(openings, kThink)) needed.push_back(kThink);
@@ -89,10 +108,12 @@ absl::Status CheckTokens(const Tokenizer& tokenizer, const ChatLayout& layout) {
                                                      ", which the tokenizer does not have"));
     }
   }
-  if (tokenizer.bos_id() < 0) {
+  const auto missing = [&](const char* key) {
     return absl::InvalidArgumentError(
-        absl::StrCat("chat template ", layout.name, " needs a bos_token in tokenizer_config.json"));
-  }
+        absl::StrCat("chat template ", layout.name, " needs ", key, " in tokenizer_config.json"));
+  };
+  if (tokenizer.bos_id() < 0) return missing("a bos_token");
+  if (layout.is_plain_text && tokenizer.eos_id() < 0) return missing("an eos_token");
   return absl::OkStatus();
 }
 
@@ -170,13 +191,42 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Create(const Tokenizer& tokenizer,
   }
   const absl::Status status = CheckTokens(tokenizer, *layout);
   if (!status.ok()) return status;
-  return ChatTemplate(*std::move(layout), std::string(tokenizer.TokenBytes(tokenizer.bos_id())));
+  return ChatTemplate(*std::move(layout), std::string(tokenizer.TokenBytes(tokenizer.bos_id())),
+                      std::string(tokenizer.TokenBytes(tokenizer.eos_id())));
 }
 
 absl::StatusOr<RenderedPrompt> ChatTemplate::Render(const std::vector<ChatMessage>& messages,
                                                     const ChatOptions& options) const {
   const absl::Status status = CheckMessages(messages);
   if (!status.ok()) return status;
+  return layout_.is_plain_text ? RenderPlainText(messages)
+                               : RenderMarked(messages, options.thinking);
+}
+
+// Words of the template are tokenized in one with the contents beside them, as Hugging Face does:
+// apart, "User: hi" would be other ids.
+RenderedPrompt ChatTemplate::RenderPlainText(const std::vector<ChatMessage>& messages) const {
+  RenderedPrompt prompt;
+  const auto control = [&](absl::string_view text) { Append(text, true, &prompt.segments); };
+  const auto text = [&](absl::string_view part) { Append(part, false, &prompt.segments); };
+  control(bos_);
+  for (const ChatMessage& message : messages) {
+    if (message.role == "assistant") {
+      text("Assistant: ");
+      text(message.content);
+      control(eos_);
+    } else {
+      if (message.role == "user") text("User: ");
+      text(message.content);
+      text("\n\n");
+    }
+  }
+  text("Assistant:");
+  return prompt;
+}
+
+RenderedPrompt ChatTemplate::RenderMarked(const std::vector<ChatMessage>& messages,
+                                          bool thinking) const {
   RenderedPrompt prompt;
   const auto control = [&](absl::string_view text) { Append(text, true, &prompt.segments); };
   const auto content = [&](absl::string_view text) { Append(text, false, &prompt.segments); };
@@ -198,7 +248,7 @@ absl::StatusOr<RenderedPrompt> ChatTemplate::Render(const std::vector<ChatMessag
       after_user = false;
     }
   }
-  const std::string& opening = options.thinking ? layout_.thinking_opening : layout_.opening;
+  const std::string& opening = thinking ? layout_.thinking_opening : layout_.opening;
   control(kAssistant);
   control(opening);
   prompt.in_thinking = absl::StartsWith(opening, kThink);

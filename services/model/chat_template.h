@@ -29,7 +29,7 @@ struct ChatOptions {
 
 struct PromptSegment {
   std::string text;
-  bool is_control = false;  // control tokens and literal text of the template; else contents
+  bool is_control = false;  // control tokens; else contents, and literal text joined to them
 
   friend bool operator==(const PromptSegment&, const PromptSegment&) = default;
 };
@@ -44,15 +44,18 @@ struct EncodedPrompt {
   bool in_thinking = false;
 };
 
-// One layout. All of them are
+// One layout. Those with marks are
 //   {bos}{systems}, per turn <｜User｜>{content} or <｜Assistant｜>{opening}{content}{end of
 //   sentence}, and at the end <｜Assistant｜>{opening}
-// with their own openings.
+// with their own openings. The one that is plain text has every message where it stands:
+//   {bos}, per message {system}⏎⏎ or User: {content}⏎⏎ or Assistant: {content}{eos}, and at the
+//   end Assistant:
 struct ChatLayout {
   enum class CutThinking { kNever, kThroughFirst, kThroughLast };
 
   std::string name;
-  bool join_systems = true;  // system messages joined by a blank line; else the last one counts
+  bool is_plain_text = false;  // then nothing below counts
+  bool join_systems = true;    // system messages joined by a blank line; else the last one counts
   CutThinking cut_thinking = CutThinking::kNever;  // up to which </think> earlier replies are cut
   bool mark_every_reply = true;  // else <｜Assistant｜> stands only where a user's turn came before
   std::string turn_opening;      // of earlier replies
@@ -62,7 +65,8 @@ struct ChatLayout {
 
 class ChatTemplate {
  public:
-  // The names that Create() takes: deepseek-v3, deepseek-r1, deepseek-r1-0528, deepseek-v3.1.
+  // The names that Create() takes: deepseek-v2, deepseek-v3, deepseek-r1, deepseek-r1-0528,
+  // deepseek-v3.1.
   static std::vector<std::string> Names();
 
   // Recognises the Jinja source of `tokenizer.chat_template()`, or takes the template called
@@ -85,11 +89,15 @@ class ChatTemplate {
   const std::string& name() const { return layout_.name; }
 
  private:
-  ChatTemplate(ChatLayout layout, std::string bos)
-      : layout_(std::move(layout)), bos_(std::move(bos)) {}
+  ChatTemplate(ChatLayout layout, std::string bos, std::string eos)
+      : layout_(std::move(layout)), bos_(std::move(bos)), eos_(std::move(eos)) {}
+
+  RenderedPrompt RenderMarked(const std::vector<ChatMessage>& messages, bool thinking) const;
+  RenderedPrompt RenderPlainText(const std::vector<ChatMessage>& messages) const;
 
   ChatLayout layout_;
-  std::string bos_;  // the token's text
+  std::string bos_;  // the tokens' texts
+  std::string eos_;
 };
 
 }  // namespace sluice::model

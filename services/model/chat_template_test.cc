@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_replace.h"
 #include "services/base/mapped_file.h"
 #include "services/model/test_tokenizer.h"
 
@@ -20,9 +21,12 @@ using Ids = std::vector<int32_t>;
 
 constexpr char kChatTestData[] = "services/model/testdata/chat/";
 
-std::unique_ptr<const Tokenizer> TokenizerWithTemplate(const std::string& source) {
-  return TestTokenizer(
-      "deepseek", json{{"bos_token", "<｜begin▁of▁sentence｜>"}, {"chat_template", source}}.dump());
+std::unique_ptr<const Tokenizer> TokenizerWithTemplate(const std::string& source,
+                                                       const std::string& variant = "deepseek") {
+  return TestTokenizer(variant, json{{"bos_token", "<｜begin▁of▁sentence｜>"},
+                                     {"eos_token", "<｜end▁of▁sentence｜>"},
+                                     {"chat_template", source}}
+                                    .dump());
 }
 
 std::string ReadTemplate(const std::string& name) {
@@ -72,7 +76,8 @@ void ExpectGoldens(const Tokenizer& tokenizer, const ChatTemplate& chat_template
 
 TEST(ChatTemplate, TextAndIdsEqualTheJinjaTemplates) {
   for (const std::string& name : ChatTemplate::Names()) {
-    const auto tokenizer = TokenizerWithTemplate(ReadTemplate(name));
+    const auto tokenizer = TokenizerWithTemplate(
+        ReadTemplate(name), name == "deepseek-v2" ? "deepseek-v2" : "deepseek");
     const ChatTemplate chat_template = Make(*tokenizer);
     EXPECT_EQ(chat_template.name(), name);
     ExpectGoldens(*tokenizer, chat_template, name);
@@ -94,7 +99,8 @@ TEST(ChatTemplate, SaysWhetherTheReplyStartsInTheReasoning) {
     const char* name;
     bool without;
     bool with;  // ChatOptions::thinking
-  } cases[] = {{"deepseek-v3", false, false},
+  } cases[] = {{"deepseek-v2", false, false},
+               {"deepseek-v3", false, false},
                {"deepseek-r1", true, true},
                {"deepseek-r1-0528", false, false},
                {"deepseek-v3.1", false, true}};
@@ -118,6 +124,47 @@ TEST(ChatTemplate, ContentsAndControlAreApart) {
                   PromptSegment{"<｜User｜>", true}, PromptSegment{"<｜Assistant｜>", false},
                   PromptSegment{"<｜Assistant｜>", true}, PromptSegment{"A", false},
                   PromptSegment{"<｜end▁of▁sentence｜><｜User｜><｜Assistant｜><think>\n", true}));
+}
+
+// Words of the template are tokenized in one with what stands beside them.
+TEST(ChatTemplate, PlainTextIsApartFromControlOnly) {
+  const auto tokenizer = TokenizerWithTemplate("");
+  const auto prompt =
+      Make(*tokenizer, "deepseek-v2")
+          .Render({{"system", "S"}, {"user", "<｜User｜>"}, {"assistant", "A"}, {"user", ""}}, {});
+  ASSERT_TRUE(prompt.ok());
+  EXPECT_THAT(prompt->segments,
+              ElementsAre(PromptSegment{"<｜begin▁of▁sentence｜>", true},
+                          PromptSegment{"S\n\nUser: <｜User｜>\n\nAssistant: A", false},
+                          PromptSegment{"<｜end▁of▁sentence｜>", true},
+                          PromptSegment{"User: \n\nAssistant:", false}));
+}
+
+// Quotes, line ends and blanks between tags are a matter of taste; blanks in literals are not.
+TEST(ChatTemplate, RecognisesPlainTextHoweverItIsWritten) {
+  const std::string source = ReadTemplate("deepseek-v2");
+  const auto name_of = [](const std::string& text) -> std::string {
+    const auto result = ChatTemplate::Create(*TokenizerWithTemplate(text), "");
+    return result.ok() ? result->name() : "";
+  };
+  EXPECT_EQ(name_of(source), "deepseek-v2");
+  const auto changed =
+      [&](std::initializer_list<std::pair<absl::string_view, absl::string_view>> c) {
+        const std::string text = absl::StrReplaceAll(source, c);
+        EXPECT_NE(text, source);
+        return text;
+      };
+  EXPECT_EQ(name_of(changed({{"'", "\""}, {"\\n", "\n"}})), "deepseek-v2");
+  EXPECT_EQ(name_of(changed({{" + ", "+"}, {"{{ ", "{{"}})), "deepseek-v2");
+  EXPECT_EQ(name_of(changed({{"'User: '", "'User:'"}})), "");
+  EXPECT_EQ(name_of(changed({{"{{ message['content']", "{{ 'System: ' + message['content']"}})),
+            "");
+  EXPECT_EQ(name_of(changed({{"'Assistant:'", "'Assistant: <think>'"}})), "");
+  EXPECT_EQ(name_of(changed({{" + eos_token", ""}})), "");
+  EXPECT_EQ(name_of(changed({{"{% if message['role'] == 'user' %}",
+                              "{% if message['tool_calls'] %}{% endif %}"
+                              "{% if message['role'] == 'user' %}"}})),
+            "");
 }
 
 // Whatever is written in messages, the prompt has the same added tokens as with harmless contents.
@@ -160,7 +207,7 @@ TEST(ChatTemplate, RefusesTemplatesItDoesNotKnow) {
     std::string source;
     const char* error;
   } cases[] = {
-      {"", "the checkpoint has no chat template; name the one to use: deepseek-v3, deepseek-r1"},
+      {"", "the checkpoint has no chat template; name the one to use: deepseek-v2, deepseek-v3"},
       {"{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}", "unknown chat template"},
       // Reasoning is opened, but earlier turns are not cut: none of ours.
       {"{{ '<｜User｜>' }}{{ '<｜Assistant｜><think>\\n' }}<｜end▁of▁sentence｜>",
@@ -174,12 +221,18 @@ TEST(ChatTemplate, RefusesTemplatesItDoesNotKnow) {
   }
   const auto named = ChatTemplate::Create(*TokenizerWithTemplate("?"), "deepseek-v9");
   EXPECT_THAT(std::string(named.status().message()),
-              HasSubstr("\"deepseek-v9\" is none of deepseek-v3, deepseek-r1"));
+              HasSubstr("\"deepseek-v9\" is none of deepseek-v2, deepseek-v3"));
 }
 
 TEST(ChatTemplate, NeedsItsTokensInTheTokenizer) {
   EXPECT_THAT(std::string(ChatTemplate::Create(*TestTokenizer(), "deepseek-v3").status().message()),
               HasSubstr("deepseek-v3 needs a bos_token"));
+  EXPECT_THAT(
+      std::string(ChatTemplate::Create(*TestTokenizer("deepseek", R"({"bos_token": "<｜User｜>"})"),
+                                       "deepseek-v2")
+                      .status()
+                      .message()),
+      HasSubstr("deepseek-v2 needs an eos_token"));
   json without_think = TestTokenizerJson("deepseek");
   for (json& token : without_think["added_tokens"]) {
     if (token["content"] == "<think>") token["content"] = "<other>";
@@ -188,6 +241,14 @@ TEST(ChatTemplate, NeedsItsTokensInTheTokenizer) {
       Tokenizer::FromJson(without_think.dump(), R"({"bos_token": "<｜begin▁of▁sentence｜>"})");
   ASSERT_TRUE(tokenizer.ok());
   EXPECT_TRUE(ChatTemplate::Create(**tokenizer, "deepseek-v3").ok());
+  for (json& token : without_think["added_tokens"]) {  // as DeepSeek-V2's has none
+    if (token["content"] == "<｜User｜>") token["content"] = "<another>";
+  }
+  const auto v2 = Tokenizer::FromJson(
+      without_think.dump(),
+      R"({"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"})");
+  ASSERT_TRUE(v2.ok());
+  EXPECT_TRUE(ChatTemplate::Create(**v2, "deepseek-v2").ok());
   EXPECT_THAT(std::string(ChatTemplate::Create(**tokenizer, "deepseek-r1").status().message()),
               HasSubstr("deepseek-r1 needs the token <think>"));
 }

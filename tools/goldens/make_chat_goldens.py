@@ -21,8 +21,9 @@ from tokenizers import Tokenizer
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTDATA = ROOT / "services/model/testdata"
 TINY = ROOT / "deploy/models/sluice-tiny"
-NAMES = ["deepseek-v3", "deepseek-r1", "deepseek-r1-0528", "deepseek-v3.1"]
+NAMES = ["deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-r1-0528", "deepseek-v3.1"]
 BOS = "<｜begin▁of▁sentence｜>"
+EOS = "<｜end▁of▁sentence｜>"
 
 
 def conversations():
@@ -54,7 +55,7 @@ def compile_template(text):
 
 
 def render(template, messages, thinking):
-    return template.render(messages=messages, bos_token=BOS, add_generation_prompt=True, thinking=thinking)
+    return template.render(messages=messages, bos_token=BOS, eos_token=EOS, add_generation_prompt=True, thinking=thinking)
 
 
 def main():
@@ -67,8 +68,12 @@ def main():
                 if want != got:
                     print(f"{messages}\n  want {want!r}\n  got  {got!r}")
         return
-    tokenizer = Tokenizer.from_file(str(TESTDATA / "tokenizer/tokenizer.json"))
-    cases = [(name, (TESTDATA / f"chat/{name}.jinja").read_text(), tokenizer) for name in NAMES]
+    base = json.loads((TESTDATA / "tokenizer/tokenizer.json").read_text())
+    patches = json.loads((TESTDATA / "tokenizer/variants.json").read_text())
+    cases = []
+    for name in NAMES:  # with the pre-tokenizer that the model has
+        patched = base | patches["deepseek-v2" if name == "deepseek-v2" else "deepseek"]
+        cases.append((name, (TESTDATA / f"chat/{name}.jinja").read_text(), Tokenizer.from_str(json.dumps(patched))))
     tiny_config = json.loads((TINY / "tokenizer_config.json").read_text())
     cases.append(("sluice-tiny", tiny_config["chat_template"], Tokenizer.from_file(str(TINY / "tokenizer.json"))))
     lines = []
