@@ -87,8 +87,8 @@ absl::StatusOr<ChatLayout> Recognise(absl::string_view source) {
   std::optional<ChatLayout> layout = LayoutByName(NameBySource(source));
   if (!layout) {
     return absl::InvalidArgumentError(absl::StrCat(
-        source.empty() ? "the checkpoint has no chat template" : "unknown chat template",
-        "; name the one to use: ", absl::StrJoin(ChatTemplate::Names(), ", ")));
+        source.empty() ? "the model has no chat template" : "the model's chat template is unknown",
+        "; there are ", absl::StrJoin(ChatTemplate::Names(), ", ")));
   }
   layout->join_systems = absl::StrContains(source, "is_first_sp");
   return *std::move(layout);

@@ -207,12 +207,14 @@ TEST(ChatTemplate, RefusesTemplatesItDoesNotKnow) {
     std::string source;
     const char* error;
   } cases[] = {
-      {"", "the checkpoint has no chat template; name the one to use: deepseek-v2, deepseek-v3"},
-      {"{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}", "unknown chat template"},
+      {"", "the model has no chat template; there are deepseek-v2, deepseek-v3"},
+      {"{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}",
+       "the model's chat template is unknown; there are"},
       // Reasoning is opened, but earlier turns are not cut: none of ours.
       {"{{ '<｜User｜>' }}{{ '<｜Assistant｜><think>\\n' }}<｜end▁of▁sentence｜>",
-       "unknown chat template"},
-      {"<｜User｜> <｜Assistant｜> <｜end▁of▁sentence｜> enable_thinking", "unknown chat template"},
+       "the model's chat template is unknown; there are"},
+      {"<｜User｜> <｜Assistant｜> <｜end▁of▁sentence｜> enable_thinking",
+       "the model's chat template is unknown; there are"},
   };
   for (const auto& c : cases) {
     const auto result = ChatTemplate::Create(*TokenizerWithTemplate(c.source), "");

@@ -16,10 +16,12 @@
 #include "kernels/base/status.h"
 #include "services/base/parallel.h"
 #include "services/base/progress.h"
+#include "services/model/chat_template.h"
 #include "services/model/checkpoint.h"
 #include "services/model/checkpoint_source.h"
 #include "services/model/model_config.h"
 #include "services/model/tensor_manifest.h"
+#include "services/model/tokenizer.h"
 
 namespace sluice::model {
 namespace {
@@ -236,6 +238,14 @@ class Inspector {
     std::error_code ignored;
     const bool present = std::filesystem::exists(dir_ + "/tokenizer.json", ignored);
     Line("tokenizer", present ? "tokenizer.json" : "none: token ids only, no text");
+    if (!present) return;
+    const auto tokenizer = Tokenizer::Load(dir_);
+    if (!tokenizer.ok()) return Reason(tokenizer.status());
+    const auto chat_template = ChatTemplate::Create(**tokenizer, "");
+    Line("chat template", chat_template.ok()
+                              ? chat_template->name()
+                              : absl::StrCat("chats are off: ", chat_template.status().message(),
+                                             "; chat_template in the cluster file sets one"));
   }
 
   const std::string& dir_;

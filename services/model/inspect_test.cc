@@ -19,8 +19,26 @@ using ::testing::Not;
 std::string MakeServable(const std::string& name, const RandomCheckpointOptions& options) {
   const std::string dir = FreshDir(name);
   EXPECT_TRUE(WriteRandomCheckpoint(SmallConfig(), "c", dir, options).ok());
-  EXPECT_TRUE(WriteFile(dir + "/tokenizer.json", "{}").ok());
+  for (const char* file : {"tokenizer.json", "tokenizer_config.json"}) {
+    const auto text = ReadFile(std::string("deploy/models/sluice-tiny/") + file, size_t{1} << 20);
+    EXPECT_TRUE(text.ok()) << text.status();
+    EXPECT_TRUE(WriteFile(dir + "/" + file, text.value_or("")).ok());
+  }
   return dir;
+}
+
+TEST(InspectTest, SaysWhatBecomesOfChats) {
+  const std::string dir = MakeServable("x", {});
+  EXPECT_THAT(InspectCheckpoint(dir).text, HasSubstr("chat template      deepseek-r1\n"));
+  ASSERT_TRUE(WriteFile(dir + "/chat_template.jinja", "{{ messages[0].content }}").ok());
+  const Inspection unknown = InspectCheckpoint(dir);
+  EXPECT_TRUE(unknown.servable) << unknown.text;
+  EXPECT_THAT(unknown.text, HasSubstr("chat template      chats are off: the model's chat "
+                                      "template is unknown; there are deepseek-v2, "));
+  ASSERT_TRUE(WriteFile(dir + "/tokenizer.json", "{}").ok());
+  const Inspection broken = InspectCheckpoint(dir);
+  EXPECT_FALSE(broken.servable);
+  EXPECT_THAT(broken.text, HasSubstr("tokenizer.json: decoder: is missing"));
 }
 
 TEST(InspectTest, AServableCheckpoint) {

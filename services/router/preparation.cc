@@ -187,7 +187,10 @@ absl::StatusOr<model::EncodedPrompt> EncodeChat(const ServedModel& model,
                                                 const std::vector<model::ChatMessage>& messages,
                                                 bool thinking) {
   if (!model.chat_template.has_value()) {
-    return FieldError("messages", "this model has no chat template; ask /v1/completions instead");
+    return FieldError(
+        "messages",
+        absl::StrCat(model.why_no_chats, "; `chat_template: NAME` in the ",
+                     "cluster file's model section sets one. Completions work without"));
   }
   auto encoded = model.chat_template->Encode(*model.tokenizer, messages, {.thinking = thinking});
   if (absl::IsInvalidArgument(encoded.status())) {

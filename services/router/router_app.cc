@@ -316,6 +316,10 @@ absl::StatusOr<std::unique_ptr<RouterApp>> RouterApp::Start(const ClusterConfig&
   if (!keys.ok()) return WithExitCode(keys.status(), kExitUsage);
   auto model = LoadServedModel(ModelOptions(config));
   if (!model.ok()) return WithExitCode(model.status(), kExitModel);
+  if (!(*model)->chat_template.has_value()) {
+    LogWarn("chats are refused; chat_template in the cluster file's model section names a template",
+            {{"model", config.model.dir}, {"reason", (*model)->why_no_chats}});
+  }
   auto impl = std::make_unique<Impl>(config, process, clock, *std::move(model), *std::move(keys));
   SLUICE_RETURN_IF_ERROR(WithExitCode(impl->Start(std::move(drain)), kExitPreflight));
   return absl::WrapUnique(new RouterApp(std::move(impl)));

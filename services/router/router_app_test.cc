@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -31,15 +32,19 @@ using ::testing::HasSubstr;
 constexpr char kModel[] = "deploy/models/sluice-tiny";
 constexpr uint32_t kTokens = 1000;
 
+absl::StatusOr<ClusterConfig> MakeConfig(const std::string& dir, const std::string& more = "") {
+  return ParseClusterConfig(
+      absl::StrCat("model: {dir: ", dir, more, "}\nmixed: {count: 1}\nbalancer: {enabled: false}\n",
+                   "router: {http: 127.0.0.1:0, grpc: 127.0.0.1:0, attach: 127.0.0.1:0, ",
+                   "admin: 127.0.0.1:0}\n"),
+      "cluster.yaml");
+}
+
 class RouterAppTest : public testing::Test {
  protected:
   RouterAppTest() {
     const std::string dir = std::filesystem::absolute(kModel).string();
-    const auto config = ParseClusterConfig(
-        absl::StrCat("model: {dir: ", dir, "}\nmixed: {count: 1}\nbalancer: {enabled: false}\n",
-                     "router: {http: 127.0.0.1:0, grpc: 127.0.0.1:0, attach: 127.0.0.1:0, ",
-                     "admin: 127.0.0.1:0}\n"),
-        "cluster.yaml");
+    const auto config = MakeConfig(dir);
     EXPECT_TRUE(config.ok()) << config.status();
     auto app = RouterApp::Start(*config, *FindProcess(*config, "router-1"), &clock_, [] {});
     EXPECT_TRUE(app.ok()) << app.status();
@@ -204,6 +209,63 @@ TEST_F(RouterAppTest, ADrainThatRunsOutTellsClientsThatTheRouterEnds) {
   const grpc::Status status = reader->Finish();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(status.error_message(), HasSubstr("this router ends"));
+}
+
+// It is served, without chats, and everybody who should know is told.
+TEST(RouterAppStartTest, AnUnknownChatTemplateOnlySwitchesChatsOff) {
+  const std::filesystem::path dir = testing::TempDir() + "/unknown_chat_template";
+  std::filesystem::remove_all(dir);
+  std::filesystem::create_directories(dir);
+  for (const auto& file : std::filesystem::directory_iterator(kModel)) {
+    std::filesystem::create_symlink(std::filesystem::absolute(file.path()),
+                                    dir / file.path().filename());
+  }
+  std::ofstream(dir / "chat_template.jinja") << "{{ messages[0].content }}";
+  const auto config = MakeConfig(dir.string());
+  ASSERT_TRUE(config.ok()) << config.status();
+  const RealClock clock;
+  testing::internal::CaptureStderr();
+  const auto app = RouterApp::Start(*config, *FindProcess(*config, "router-1"), &clock, [] {});
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              AllOf(HasSubstr("chats are refused"), HasSubstr("chat template is unknown")));
+  ASSERT_TRUE(app.ok()) << app.status();
+  const auto channel = grpc::CreateChannel(absl::StrCat("127.0.0.1:", (*app)->ports().grpc),
+                                           grpc::InsecureChannelCredentials());
+  {
+    v1::ChatRequest request;
+    v1::ChatMessage& message = *request.add_messages();
+    message.set_role("user");
+    message.set_content("Hi!");
+    grpc::ClientContext context;
+    const auto reader = v1::Generation::NewStub(channel)->Chat(&context, request);
+    v1::GenerateChunk chunk;
+    EXPECT_FALSE(reader->Read(&chunk));
+    const grpc::Status status = reader->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(status.error_message(),
+                AllOf(HasSubstr("chat template is unknown; there are deepseek-v2, deepseek-v3"),
+                      HasSubstr("`chat_template: NAME`"), HasSubstr("Completions work")));
+  }
+  {
+    v1::TokenizeRequest request;
+    request.set_text("Hi!");
+    v1::TokenizeResponse response;
+    grpc::ClientContext context;
+    const grpc::Status status =
+        v1::Tokenizer::NewStub(channel)->Tokenize(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_GT(response.token_ids_size(), 0);
+  }
+  (*app)->Drain(absl::Seconds(1));
+}
+
+TEST(RouterAppStartTest, AChatTemplateThatIsNamedMustBeThere) {
+  const std::string dir = std::filesystem::absolute(kModel).string();
+  const auto config = MakeConfig(dir, ", chat_template: deepseek-v9");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const RealClock clock;
+  const auto app = RouterApp::Start(*config, *FindProcess(*config, "router-1"), &clock, [] {});
+  EXPECT_THAT(std::string(app.status().message()), HasSubstr("\"deepseek-v9\" is none of"));
 }
 
 }  // namespace

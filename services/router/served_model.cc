@@ -58,9 +58,13 @@ absl::StatusOr<std::unique_ptr<const ServedModel>> LoadServedModel(
   served->root = std::filesystem::path(options.dir).lexically_normal().filename().string();
   SLUICE_ASSIGN_OR_RETURN(served->config, model::LoadModelConfig(options.dir));
   SLUICE_ASSIGN_OR_RETURN(served->tokenizer, model::Tokenizer::Load(options.dir));
-  if (!served->tokenizer->chat_template().empty() || !options.chat_template.empty()) {
-    SLUICE_ASSIGN_OR_RETURN(served->chat_template,
-                            model::ChatTemplate::Create(*served->tokenizer, options.chat_template));
+  auto chat_template = model::ChatTemplate::Create(*served->tokenizer, options.chat_template);
+  if (chat_template.ok()) {
+    served->chat_template = *std::move(chat_template);
+  } else if (options.chat_template.empty()) {
+    served->why_no_chats = std::string(chat_template.status().message());
+  } else {
+    return chat_template.status();
   }
   SLUICE_ASSIGN_OR_RETURN(served->defaults, LoadSamplingDefaults(options.dir));
   SLUICE_ASSIGN_OR_RETURN(served->hash, model::ModelHash(options.dir));

@@ -39,6 +39,7 @@ struct ServedModel {
   model::ModelConfig config;
   std::unique_ptr<const model::Tokenizer> tokenizer;
   std::optional<model::ChatTemplate> chat_template;  // none: no chats
+  std::string why_no_chats;                          // then
   SamplingDefaults defaults;
   model::PageHash hash{};
   int64_t context_tokens = 0;  // prompt and answer together
@@ -46,8 +47,8 @@ struct ServedModel {
   bool truncate_prompts = false;
 };
 
-// Errors: NotFound or InvalidArgument naming the file and what is wrong in it. A directory without
-// a chat template is fine, one whose template is unknown is not.
+// Errors: NotFound or InvalidArgument naming the file and what is wrong in it. A directory whose
+// chat template is missing or unknown is fine; a name in `options` that is unknown is not.
 absl::StatusOr<std::unique_ptr<const ServedModel>> LoadServedModel(
     const ServedModelOptions& options);
 

@@ -105,7 +105,7 @@ void Decode(benchmark::State& state, engine::Engine* engine, int64_t batch, uint
 }
 
 absl::Status Run(const cli::ModelOptions& options) {
-  SLUICE_ASSIGN_OR_RETURN(cli::LoadedModel model, cli::LoadModel(options));
+  SLUICE_ASSIGN_OR_RETURN(instance::LoadedModel model, cli::LoadModel(options));
   engine::EngineOptions engine_options = model.engine_options;
   engine_options.slots_max = kDecodeBatchMax;
   engine_options.step_tokens_max = kPromptTokens;

@@ -165,6 +165,21 @@ class FailureTest(unittest.TestCase):
         self.check("--numerics", *run, "--prompt", "x", "--numerics", "wild", code=2)
         self.check("is 'gpu', wanted cpu, cuda or cuda:N", "generate", "--model", "no-such-dir", "--device", "gpu", code=2)
 
+    def test_a_wrong_request_is_told_before_weights_are_loaded(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+                os.symlink(os.path.abspath(os.path.join(MODEL, name)), os.path.join(folder, name))
+            run = ["generate", "--model", folder]  # without weights
+            self.check("temperature is -1", *run, "--prompt", "x", "--temperature", "-1")
+            self.check("token id 1024", *run, "--prompt-token-ids", "1,1024")
+            self.check('"v9" is none of deepseek-v2', *run, "--chat", "--chat-template", "v9", "--prompt", "x")
+            with open(os.path.join(folder, "chat_template.jinja"), "w") as file:
+                file.write("{{ messages[0].content }}")
+            unknown = "chat template is unknown; there are deepseek-v2, "
+            self.check(unknown, *run, "--chat", "--prompt", "x")
+            self.check("--chat-template sets one", *run, "--chat", "--prompt", "x")
+            self.check("model.safetensors", *run, "--prompt", "x")
+
     def test_a_wrong_command_line_is_one_line_and_2(self):
         def says(message, *args):
             self.check(message, *args, code=2)

@@ -47,10 +47,12 @@ struct Running {
 // Answers all problems in this process, a batch at a time.
 class Evaluation {
  public:
-  Evaluation(const EvalOptions& options, const LoadedModel& model,
-             const model::ChatTemplate& chat_template, engine::Engine* engine, Tally* tally)
+  Evaluation(const EvalOptions& options, const model::ModelConfig& config,
+             const model::Tokenizer& tokenizer, const model::ChatTemplate& chat_template,
+             engine::Engine* engine, Tally* tally)
       : options_(options),
-        model_(model),
+        config_(config),
+        tokenizer_(tokenizer),
         template_(chat_template),
         generator_(engine),
         tally_(*tally) {}
@@ -81,11 +83,10 @@ class Evaluation {
  private:
   absl::Status Start(const Problem& problem) {
     SLUICE_ASSIGN_OR_RETURN(model::EncodedPrompt prompt,
-                            template_.Encode(*model_.tokenizer, problem.messages, {}));
-    SLUICE_ASSIGN_OR_RETURN(
-        model::Reply reply,
-        model::Reply::Create(model_.tokenizer.get(),
-                             {.in_thinking = prompt.in_thinking, .split_reasoning = true}));
+                            template_.Encode(tokenizer_, problem.messages, {}));
+    SLUICE_ASSIGN_OR_RETURN(model::Reply reply,
+                            model::Reply::Create(&tokenizer_, {.in_thinking = prompt.in_thinking,
+                                                               .split_reasoning = true}));
     const uint64_t id = next_id_++;
     running_.emplace(id, Running{.problem = &problem, .reply = std::move(reply), .content = {}});
     return generator_.Add({.id = id,
@@ -93,7 +94,7 @@ class Evaluation {
                            .output = {},
                            .sampling = {.temperature = 0.0f,
                                         .max_tokens = options_.max_tokens,
-                                        .stop_token_ids = model_.config.eos_token_ids}});
+                                        .stop_token_ids = config_.eos_token_ids}});
   }
 
   void OnToken(const engine::TokenEvent& event) {
@@ -110,7 +111,8 @@ class Evaluation {
   }
 
   const EvalOptions& options_;
-  const LoadedModel& model_;
+  const model::ModelConfig& config_;
+  const model::Tokenizer& tokenizer_;
   const model::ChatTemplate& template_;
   engine::Generator generator_;
   std::map<uint64_t, Running> running_;
@@ -121,11 +123,11 @@ class Evaluation {
 absl::Status EvalHere(const EvalOptions& options, const std::vector<Problem>& problems,
                       Tally* tally) {
   const int64_t batch = options.batch.value_or(16);
-  SLUICE_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(options.model));
-  SLUICE_RETURN_IF_ERROR(NeedTokenizer(model, options.model));
-  SLUICE_ASSIGN_OR_RETURN(
-      const model::ChatTemplate chat_template,
-      model::ChatTemplate::Create(*model.tokenizer, options.model.chat_template));
+  SLUICE_ASSIGN_OR_RETURN(const TokenizerPtr tokenizer, LoadTokenizer(options.model));
+  SLUICE_RETURN_IF_ERROR(NeedTokenizer(tokenizer, options.model));
+  SLUICE_ASSIGN_OR_RETURN(const model::ChatTemplate chat_template,
+                          MakeChatTemplate(*tokenizer, options.model));
+  SLUICE_ASSIGN_OR_RETURN(const instance::LoadedModel model, LoadModel(options.model));
   engine::EngineOptions engine_options = model.engine_options;
   engine_options.slots_max = batch;
   engine_options.step_tokens_max = std::max<int64_t>(512, batch);
@@ -136,7 +138,8 @@ absl::Status EvalHere(const EvalOptions& options, const std::vector<Problem>& pr
   SLUICE_ASSIGN_OR_RETURN(
       const std::unique_ptr<engine::Engine> engine,
       engine::Engine::Create(model.config, model.weights, model.backend.get(), engine_options));
-  return Evaluation(options, model, chat_template, engine.get(), tally).Run(problems);
+  return Evaluation(options, model.config, *tokenizer, chat_template, engine.get(), tally)
+      .Run(problems);
 }
 
 absl::Status EvalThere(const EvalOptions& options, const std::vector<Problem>& problems,

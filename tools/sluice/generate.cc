@@ -21,6 +21,8 @@
 #include "services/base/mapped_file.h"
 #include "services/base/program.h"
 #include "services/engine/generator.h"
+#include "services/engine/request.h"
+#include "services/model/model_config.h"
 #include "services/model/reply.h"
 #include "tools/sluice/commands.h"
 #include "tools/sluice/model_options.h"
@@ -107,26 +109,25 @@ absl::StatusOr<std::string> ReadPrompt(const GenerateOptions& options) {
   return text;
 }
 
-absl::StatusOr<Prompt> MakePrompt(const GenerateOptions& options, const LoadedModel& model) {
+absl::StatusOr<Prompt> MakePrompt(const GenerateOptions& options, const TokenizerPtr& tokenizer) {
   if (options.prompt_token_ids.has_value()) {
     SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ParseIds(*options.prompt_token_ids));
     return Prompt{std::move(ids)};
   }
-  SLUICE_RETURN_IF_ERROR(NeedTokenizer(model, options.model));
+  SLUICE_RETURN_IF_ERROR(NeedTokenizer(tokenizer, options.model));
   SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadPrompt(options));
   if (!options.chat) {
-    SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, model.tokenizer->EncodePrompt(text));
+    SLUICE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer->EncodePrompt(text));
     return Prompt{std::move(ids)};
   }
-  SLUICE_ASSIGN_OR_RETURN(
-      const model::ChatTemplate chat_template,
-      model::ChatTemplate::Create(*model.tokenizer, options.model.chat_template));
+  SLUICE_ASSIGN_OR_RETURN(const model::ChatTemplate chat_template,
+                          MakeChatTemplate(*tokenizer, options.model));
   std::vector<model::ChatMessage> messages;
   if (!options.system.empty()) messages.push_back({"system", options.system});
   messages.push_back({"user", text});
   SLUICE_ASSIGN_OR_RETURN(
       model::EncodedPrompt encoded,
-      chat_template.Encode(*model.tokenizer, messages, {.thinking = options.thinking}));
+      chat_template.Encode(*tokenizer, messages, {.thinking = options.thinking}));
   return Prompt{std::move(encoded.ids), encoded.in_thinking};
 }
 
@@ -167,14 +168,13 @@ void PrintId(int32_t id, bool first) {
   std::fflush(stdout);
 }
 
-absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& model,
+absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const TokenizerPtr& tokenizer,
                                      const Prompt& prompt, const engine::SamplingParams& sampling,
                                      const GenerateOptions& options) {
-  SLUICE_ASSIGN_OR_RETURN(
-      model::Reply reply,
-      model::Reply::Create(model.tokenizer.get(), {.in_thinking = prompt.in_thinking,
-                                                   .split_reasoning = options.chat,
-                                                   .stops = options.stop}));
+  SLUICE_ASSIGN_OR_RETURN(model::Reply reply,
+                          model::Reply::Create(tokenizer.get(), {.in_thinking = prompt.in_thinking,
+                                                                 .split_reasoning = options.chat,
+                                                                 .stops = options.stop}));
   std::optional<Printer> printer;
   Generated generated;
   const auto take = [&](const model::ReplyDelta& delta) {
@@ -186,7 +186,7 @@ absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& 
   engine::Generator generator(engine);
   SLUICE_RETURN_IF_ERROR(
       generator.Add({.id = 1, .prompt = prompt.ids, .output = {}, .sampling = sampling}));
-  const bool as_ids = !options.json && model.tokenizer == nullptr;
+  const bool as_ids = !options.json && tokenizer == nullptr;
   if (!options.json && !as_ids) printer.emplace(prompt.in_thinking);
   std::vector<engine::TokenEvent> events;
   while (!generator.idle()) {
@@ -214,14 +214,14 @@ absl::StatusOr<Generated> RunRequest(engine::Engine* engine, const LoadedModel& 
   return generated;
 }
 
-nlohmann::json ToJson(const Generated& generated, const Prompt& prompt, const LoadedModel& model,
+nlohmann::json ToJson(const Generated& generated, const Prompt& prompt, bool has_text,
                       const GenerateOptions& options) {
   nlohmann::json json;
   json["prompt_token_ids"] = prompt.ids;
   json["token_ids"] = nlohmann::json::array();
   for (const engine::SampledToken& token : generated.tokens)
     json["token_ids"].push_back(token.token_id);
-  json["text"] = model.tokenizer == nullptr ? nlohmann::json() : nlohmann::json(generated.content);
+  json["text"] = has_text ? nlohmann::json(generated.content) : nlohmann::json();
   if (options.chat) json["reasoning"] = generated.reasoning;
   json["finish_reason"] = generated.finish_reason;
   if (options.sampling.num_logprobs >= 0) {
@@ -258,28 +258,36 @@ absl::Status Generate(const GenerateOptions& options) {
   if (options.sampling.num_logprobs >= 0 && !options.json) {
     return UsageError("--logprobs needs --json: text output has no place for them");
   }
-  SLUICE_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(options.model));
-  SLUICE_ASSIGN_OR_RETURN(const Prompt prompt, MakePrompt(options, model));
+  // What can be wrong with the request is found before the weights are loaded.
+  SLUICE_ASSIGN_OR_RETURN(const TokenizerPtr tokenizer, LoadTokenizer(options.model));
+  SLUICE_ASSIGN_OR_RETURN(const model::ModelConfig config,
+                          model::LoadModelConfig(options.model.dir));
+  SLUICE_ASSIGN_OR_RETURN(const Prompt prompt, MakePrompt(options, tokenizer));
   const int64_t prompt_length = static_cast<int64_t>(prompt.ids.size());
   SLUICE_ASSIGN_OR_RETURN(const engine::SamplingParams sampling,
-                          MakeSampling(options, model.config, prompt_length));
+                          MakeSampling(options, config, prompt_length));
+  const int64_t limit = config.max_position_embeddings;
+  // The sum may not overflow: a limit given by hand can be anything.
+  const int64_t positions =
+      sampling.max_tokens < limit - prompt_length ? prompt_length + sampling.max_tokens : limit;
+  SLUICE_RETURN_IF_ERROR(
+      engine::ValidateRequest({.id = 1, .prompt = prompt.ids, .output = {}, .sampling = sampling},
+                              config.vocab_size, positions));
 
+  SLUICE_ASSIGN_OR_RETURN(const instance::LoadedModel model, LoadModel(options.model));
   engine::EngineOptions engine_options = model.engine_options;
   engine_options.slots_max = 1;
-  const int64_t limit = model.config.max_position_embeddings;
-  // The sum may not overflow: a limit given by hand can be anything.
-  engine_options.positions_max =
-      sampling.max_tokens < limit - prompt_length ? prompt_length + sampling.max_tokens : limit;
-  engine_options.kv_pages = PagesFor(engine_options.positions_max);
+  engine_options.positions_max = positions;
+  engine_options.kv_pages = PagesFor(positions);
   SLUICE_ASSIGN_OR_RETURN(
       const std::unique_ptr<engine::Engine> engine,
       engine::Engine::Create(model.config, model.weights, model.backend.get(), engine_options));
 
-  auto result = RunRequest(engine.get(), model, prompt, sampling, options);
+  auto result = RunRequest(engine.get(), tokenizer, prompt, sampling, options);
   EndIfStuck(result.status());
   SLUICE_ASSIGN_OR_RETURN(const Generated generated, std::move(result));
   if (options.json) {
-    std::puts(ToJson(generated, prompt, model, options)
+    std::puts(ToJson(generated, prompt, tokenizer != nullptr, options)
                   .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
                   .c_str());
   }

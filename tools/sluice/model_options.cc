@@ -53,25 +53,34 @@ void AddModelOptions(CLI::App* command, ModelOptions* options) {
       ->option_text("NAME");
 }
 
-absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options) {
-  LoadedModel loaded;
+absl::StatusOr<TokenizerPtr> LoadTokenizer(const ModelOptions& options) {
   // Only a file that is not there at all means "no tokenizer": a dangling link is an error to be
   // told.
   std::error_code ignored;
   const auto tokenizer_file = std::filesystem::symlink_status(
       std::filesystem::path(options.dir) / "tokenizer.json", ignored);
-  if (tokenizer_file.type() != std::filesystem::file_type::not_found) {
-    SLUICE_ASSIGN_OR_RETURN(loaded.tokenizer, model::Tokenizer::Load(options.dir));
-  }
+  if (tokenizer_file.type() == std::filesystem::file_type::not_found) return nullptr;
+  return model::Tokenizer::Load(options.dir);
+}
+
+absl::StatusOr<instance::LoadedModel> LoadModel(const ModelOptions& options) {
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, instance::MakeBackendOf(options));
-  SLUICE_ASSIGN_OR_RETURN(static_cast<instance::LoadedModel&>(loaded),
+  SLUICE_ASSIGN_OR_RETURN(instance::LoadedModel loaded,
                           instance::LoadModel(options, std::move(backend), {.file = stderr}));
   std::fprintf(stderr, "%s\n", loaded.backend->Describe().c_str());
   return loaded;
 }
 
-absl::Status NeedTokenizer(const LoadedModel& model, const ModelOptions& options) {
-  if (model.tokenizer != nullptr) return absl::OkStatus();
+absl::StatusOr<model::ChatTemplate> MakeChatTemplate(const model::Tokenizer& tokenizer,
+                                                     const ModelOptions& options) {
+  auto chat_template = model::ChatTemplate::Create(tokenizer, options.chat_template);
+  if (chat_template.ok() || !options.chat_template.empty()) return chat_template;
+  return absl::InvalidArgumentError(
+      absl::StrCat(chat_template.status().message(), "; --chat-template sets one"));
+}
+
+absl::Status NeedTokenizer(const TokenizerPtr& tokenizer, const ModelOptions& options) {
+  if (tokenizer != nullptr) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       options.dir, " has no tokenizer.json, so text cannot be read; give --prompt-token-ids"));
 }

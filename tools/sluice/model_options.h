@@ -18,15 +18,19 @@ struct ModelOptions : instance::ModelSource {
 
 void AddModelOptions(CLI::App* command, ModelOptions* options);
 
-// A checkpoint that is loaded, and the device it runs on.
-struct LoadedModel : instance::LoadedModel {
-  std::unique_ptr<const model::Tokenizer> tokenizer;  // null: the directory has none
-};
+// Null: the directory has none.
+using TokenizerPtr = std::unique_ptr<const model::Tokenizer>;
 
-absl::StatusOr<LoadedModel> LoadModel(const ModelOptions& options);
+absl::StatusOr<TokenizerPtr> LoadTokenizer(const ModelOptions& options);
+// The weights, which take their time, and the device they are on.
+absl::StatusOr<instance::LoadedModel> LoadModel(const ModelOptions& options);
 
 // FailedPrecondition, saying what to do, when the model has no tokenizer.
-absl::Status NeedTokenizer(const LoadedModel& model, const ModelOptions& options);
+absl::Status NeedTokenizer(const TokenizerPtr& tokenizer, const ModelOptions& options);
+
+// The one that the options name, or the model's own.
+absl::StatusOr<model::ChatTemplate> MakeChatTemplate(const model::Tokenizer& tokenizer,
+                                                     const ModelOptions& options);
 
 // A step that does not end (DeadlineExceeded) holds its threads and what they use, so that nothing
 // could be freed: says so and ends the process, status 1. Does nothing about any other status.
