@@ -250,6 +250,8 @@ class UpTest(unittest.TestCase):
                 text = lines.rest()
                 self.assertEqual(process.returncode, 1)
                 self.assertEqual(text.count("[decode-1] and a last word"), deaths)
+                self.assertEqual(text.count("died; will be started again"), deaths - 1)
+                self.assertEqual(text.count("died; will not be started again child=decode-1"), 1)
                 self.assertRegex(
                     text, f"sluice: the cluster did not start: decode-1 exited with status {status}"
                     + (f", {deaths} times" if deaths > 1 else "")

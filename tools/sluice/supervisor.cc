@@ -54,8 +54,12 @@ std::string HowItEnded(int status) {
 
 int OpenPidFd(pid_t pid) { return static_cast<int>(syscall(SYS_pidfd_open, pid, 0)); }
 
-Supervisor::Supervisor(SupervisorOptions options, const Clock* clock, OnLine on_line)
-    : options_(options), clock_(*clock), on_line_(std::move(on_line)) {}
+Supervisor::Supervisor(SupervisorOptions options, const Clock* clock, OnLine on_line,
+                       IsLast is_last)
+    : options_(options),
+      clock_(*clock),
+      on_line_(std::move(on_line)),
+      is_last_(std::move(is_last)) {}
 
 Supervisor::~Supervisor() {
   for (Child& child : children_) {
@@ -179,6 +183,11 @@ void Supervisor::OnDeath(Child* child, int status) {
   if (child->stopping) {
     Log(orderly ? LogLevel::kInfo : LogLevel::kWarn, "ended",
         {{"child", child->spec.name}, {"how", child->how}});
+    return;
+  }
+  if (is_last_({child->spec.name, child->how, child->status, child->early_deaths})) {
+    child->restart_at = absl::InfiniteFuture();
+    LogError("died; will not be started again", {{"child", child->spec.name}, {"how", child->how}});
     return;
   }
   const int doublings = std::min(child->early_deaths - 1, 20);

@@ -42,16 +42,26 @@ int OpenPidFd(pid_t pid);
 
 class Supervisor {
  public:
+  // A child that has died so often in a row, each time but for the last sooner than `stable`.
+  struct Failing {
+    std::string name, how;  // "exited with status 1"
+    int status = 0;         // of its last exit; -1: a signal killed it
+    int deaths = 0;
+  };
+
   // `on_line`: a line that a child has printed, without its end; long ones come in parts.
   using OnLine = std::function<void(const std::string& child, absl::string_view line)>;
 
+  // `is_last`: whether this death is one after which the child is not to be started again.
+  using IsLast = std::function<bool(const Failing& failing)>;
+
   // `clock` outlives it.
-  Supervisor(SupervisorOptions options, const Clock* clock, OnLine on_line);
+  Supervisor(SupervisorOptions options, const Clock* clock, OnLine on_line, IsLast is_last);
   // Kills what still runs.
   ~Supervisor();
 
-  // Starts a child, and again whenever it dies, until Stop() is called for it. Unavailable when it
-  // cannot be started at all.
+  // Starts a child, and again whenever it dies, until Stop() is called for it or `is_last` says so.
+  // Unavailable when it cannot be started at all.
   absl::Status Start(ChildSpec spec);
 
   // Passes on output, notices deaths, restarts what is due; returns after `timeout` or a second, or
@@ -63,12 +73,6 @@ class Supervisor {
   // How many of them run still.
   size_t Running(const std::function<bool(const std::string& name)>& which) const;
 
-  // A child that has died so often in a row, each time but for the last sooner than `stable`.
-  struct Failing {
-    std::string name, how;  // "exited with status 1"
-    int status = 0;         // of its last exit; -1: a signal killed it
-    int deaths = 0;
-  };
   // Those that have died, most often first.
   std::vector<Failing> Failures() const;
 
@@ -96,6 +100,7 @@ class Supervisor {
   const SupervisorOptions options_;
   const Clock& clock_;
   const OnLine on_line_;
+  const IsLast is_last_;
   std::vector<Child> children_;
 };
 

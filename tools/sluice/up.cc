@@ -45,8 +45,10 @@ namespace {
 // A process that dies so often before the cluster was ever ready will not get better; one that ends
 // with its arguments or the cluster file, a port or a device, or the model does so at once.
 constexpr int kEarlyDeathsMax = 3;
-bool IsHopeless(int status) {
-  return status == kExitUsage || status == kExitPreflight || status == kExitModel;
+bool IsHopeless(const Supervisor::Failing& failing) {
+  const int status = failing.status;
+  return failing.deaths >= kEarlyDeathsMax || status == kExitUsage || status == kExitPreflight ||
+         status == kExitModel;
 }
 constexpr absl::Duration kReadyPoll = absl::Milliseconds(50);
 constexpr absl::Duration kReadyTimeout = absl::Seconds(1);
@@ -150,12 +152,14 @@ class Cluster {
         config_(std::move(config)),
         shutdown_(*shutdown),
         wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-        supervisor_({}, &clock_,
-                    [this, json = config_.logging.format == LogFormat::kJson](
-                        const std::string& name, absl::string_view line) {
-                      if (!ready_) Remember(name, line);
-                      json ? PassOnJson(name, line) : PassOn(name, line);
-                    }) {
+        supervisor_(
+            {}, &clock_,
+            [this, json = config_.logging.format == LogFormat::kJson](const std::string& name,
+                                                                      absl::string_view line) {
+              if (!ready_) Remember(name, line);
+              json ? PassOnJson(name, line) : PassOn(name, line);
+            },
+            [this](const Supervisor::Failing& failing) { return !ready_ && IsHopeless(failing); }) {
     shutdown_.OnRequested([fd = wake_fd_] {
       const uint64_t one = 1;
       [[maybe_unused]] const ssize_t written = write(fd, &one, sizeof one);
@@ -199,7 +203,7 @@ class Cluster {
   // OK, or why the cluster will not become ready.
   absl::Status CheckStarting() const {
     for (const Supervisor::Failing& failing : supervisor_.Failures()) {
-      if (failing.deaths < kEarlyDeathsMax && !IsHopeless(failing.status)) continue;
+      if (!IsHopeless(failing)) continue;
       const auto words = last_words_.find(failing.name);
       return absl::UnavailableError(absl::StrCat(
           "the cluster did not start: ", failing.name, " ", failing.how,
