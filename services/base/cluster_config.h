@@ -83,7 +83,7 @@ struct InstanceSection {
   int slots = 16;              // 1..65536; requests in one step
   int step_tokens = 512;       // 1..1048576, and no fewer than slots; tokens in one step
   // One of the two; without either 1 GiB of memory.
-  std::optional<uint64_t> kv_pages;   // 1..2^40; of 64 tokens
+  std::optional<uint64_t> kv_pages;   // 1..33,554,431; of 64 tokens
   std::optional<uint64_t> kv_memory;  // bytes; 1 MiB or more
   int waiting_requests_max = 256;     // 1..1000000; admitted without a slot; beyond: refused
   Address admin;    // health, reflection, Admin; the n-th (from 0) has n added to its port

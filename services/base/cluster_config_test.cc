@@ -185,6 +185,7 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
       {"mixed: {slots: 99999999999999999999}", "mixed.slots"},
       {"mixed: {kv_host: ''}", "mixed.kv_host: is empty"},
       {"mixed: {kv_pages: 0}", "mixed.kv_pages: is '0'"},
+      {"mixed: {kv_pages: 33554432}", "mixed.kv_pages: is '33554432'"},
       {"mixed: {kv_memory: 1}",
        "mixed.kv_memory: is '1'; wanted a size like 512MiB, 1MiB to 64TiB"},
       {"mixed: {kv_memory: 1GB}", "mixed.kv_memory: is '1GB'"},
@@ -260,6 +261,15 @@ TEST(ClusterConfigTest, SomebodyMustAnswer) {
         << c.text;
   }
   EXPECT_TRUE(ParseClusterConfig("model: {dir: m}\nmixed: {count: 1}", "x.yaml").ok());
+}
+
+TEST(ClusterConfigTest, WhatFollowsFromAMisspeltSectionIsNotTold) {
+  const std::string message(
+      ParseClusterConfig("model: {dir: m}\nmixd: {count: 1}", "x.yaml").status().message());
+  EXPECT_EQ(message, "x.yaml:2: mixd: no such key; did you mean mixed?");
+  const std::string below(
+      ParseClusterConfig("model: {dir: m}\nmixed: {cuont: 1}", "x.yaml").status().message());
+  EXPECT_EQ(below, "x.yaml:2: mixed.cuont: no such key; did you mean count?");
 }
 
 TEST(ClusterConfigTest, TellsSeveralMistakesAtOnceButNotHundreds) {

@@ -95,6 +95,7 @@ class Problems {
   void AddUnknownKey(const YAML::Mark& mark, absl::string_view section, const std::string& key,
                      absl::string_view hint) {
     Add(mark, absl::StrCat(section, key.substr(0, 60)), absl::StrCat("no such key; ", hint));
+    has_unknown_key_ = true;
     if (count_ > kProblemsMax) return;
     texts_.back().unknown_key = key;
     texts_.back().hint_bytes = hint.size();
@@ -105,6 +106,8 @@ class Problems {
     sections_[std::string(key)].emplace(
         absl::StripSuffix(section.substr(0, section.find('[')), "."));
   }
+
+  bool has_unknown_key() const { return has_unknown_key_; }
 
   absl::Status status() const {
     if (texts_.empty()) return absl::OkStatus();
@@ -129,6 +132,7 @@ class Problems {
   const std::string path_;
   std::vector<Told> texts_;
   size_t count_ = 0;
+  bool has_unknown_key_ = false;
   std::map<std::string, std::set<std::string>> sections_;  // by key: where one is known
 };
 
@@ -253,6 +257,12 @@ class Reader final : public ConfigVisitor {
                    absl::StrCat(prefix_, key), what);
   }
 
+  bool KnowsAllKeys() const override {
+    return !problems_->has_unknown_key() &&
+           std::all_of(places_.begin(), places_.end(),
+                       [&](const auto& place) { return known_.count(place.first) > 0; });
+  }
+
  private:
   struct Place {
     YAML::Mark key_mark;
@@ -354,6 +364,7 @@ class Writer final : public ConfigVisitor {
     out_ << YAML::EndMap;
   }
   void Problem(absl::string_view, absl::string_view) override {}
+  bool KnowsAllKeys() const override { return true; }
 
  private:
   YAML::Emitter& Key(absl::string_view key) {

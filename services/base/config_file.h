@@ -81,6 +81,9 @@ class ConfigVisitor {
   // When reading: notes that the value at `key` (or the section, when the file does not have it) is
   // wrong, whatever its own range says. "router.http: <what>".
   virtual void Problem(absl::string_view key, absl::string_view what) = 0;
+  // When reading: whether the file has no key here, nor in a section before, that nothing has asked
+  // for. What seems to be missing may stand under such a key.
+  virtual bool KnowsAllKeys() const = 0;
 
  protected:
   // Whether to go into an optional value: it is in the file, or (when writing) in the variable.

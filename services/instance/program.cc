@@ -56,9 +56,11 @@ absl::Status SizeEngine(const InstanceSection& section, const model::ModelConfig
   const int64_t memory = static_cast<int64_t>(section.kv_memory.value_or(kKvBytesDefault));
   options->kv_pages =
       section.kv_pages.has_value() ? static_cast<int64_t>(*section.kv_pages) : memory / page_bytes;
-  if (options->kv_pages < 1) {
+  constexpr int64_t kPagesMax = INT32_MAX / kPageTokens;  // rows have 32-bit numbers
+  if (options->kv_pages < 1 || options->kv_pages > kPagesMax) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "kv_memory is ", memory, " bytes, one page of KV of this model is ", page_bytes));
+        "kv_memory is ", HumanBytes(memory), ", allowed is ", HumanBytes(page_bytes), " to ",
+        HumanBytes(page_bytes * kPagesMax), ": 1 to ", kPagesMax, " pages of KV of this model"));
   }
   options->slots_max = section.slots;
   options->step_tokens_max = section.step_tokens;
@@ -168,7 +170,8 @@ class App {
     auto backend = MakeBackendOf(source);
     if (!backend.ok()) return WithExitCode(backend.status(), kExitPreflight);
     SLUICE_ASSIGN_OR_RETURN(model_, LoadModel(source, *std::move(backend), {.tell = LogProgress}));
-    SLUICE_RETURN_IF_ERROR(SizeEngine(section_, model_.config, &model_.engine_options));
+    SLUICE_RETURN_IF_ERROR(
+        WithExitCode(SizeEngine(section_, model_.config, &model_.engine_options), kExitUsage));
     if (model_.engine_options.kv_dtype == DType::kF8E4M3) {
       LogWarn("KV in FP8: attention is the general kernels', many times slower than over bf16",
               {{"kv_dtype", model.kv_dtype}});

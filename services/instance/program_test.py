@@ -96,6 +96,12 @@ class ProgramTest(unittest.TestCase):
         self.assertEqual(self.run_to_end("--config", str(path), "--instance", "decode-1"), 2)
         self.assertIn("decode.device: is 'gpu', wanted cpu, cuda or cuda:N", self.log())
 
+    def test_more_kv_memory_than_pages_have_numbers_is_2(self):
+        path = pathlib.Path(self.write_cluster(role="mixed"))
+        path.write_text(path.read_text().replace("16MiB", "64TiB"))
+        self.assertEqual(self.run_to_end("--config", str(path), "--instance", "mixed-1"), 2)
+        self.assertRegex(self.log(), r"kv_memory is 64\.0 TiB, allowed is \S+ .iB to \S+ .iB: 1 to 33554431 pages")
+
     def test_a_device_that_is_not_there_is_3(self):
         path = pathlib.Path(self.write_cluster(role="mixed"))
         path.write_text(path.read_text().replace("threads: 1", "threads: 1, device: cuda:99"))
