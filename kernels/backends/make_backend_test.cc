@@ -1,5 +1,7 @@
 #include "kernels/backends/make_backend.h"
 
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -24,7 +26,13 @@ TEST(MakeBackendTest, NamesWhatItDoesNotKnow) {
 
 // Whether the build has no CUDA, the machine no driver, or no such GPU: an error, never a CPU.
 TEST(MakeBackendTest, NeverFallsBackSilently) {
-  EXPECT_FALSE(MakeBackend({.device = "cuda:4096"}).ok());
+  const absl::Status status = MakeBackend({.device = "cuda:4096"}).status();
+  EXPECT_FALSE(status.ok());
+  if (absl::IsUnimplemented(status)) {
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr("docs/gpu.md"));
+  } else if (absl::StrContains(status.message(), "no NVIDIA driver")) {
+    EXPECT_THAT(std::string(status.message()), testing::HasSubstr("--gpus all"));
+  }
 }
 
 }  // namespace

@@ -316,7 +316,8 @@ std::string WhyNoDevice(cudaError_t error) {
   if (error != cudaErrorInsufficientDriver || cudaDriverGetVersion(&driver) != cudaSuccess) {
     return cudaGetErrorString(error);
   }
-  if (driver == 0) return "no NVIDIA driver is loaded";
+  if (driver == 0)
+    return "no NVIDIA driver is loaded (in a container: pass the GPUs in, such as --gpus all)";
   return absl::StrCat("the driver is for CUDA ", driver / 1000, ".", driver % 1000 / 10,
                       ", wanted ", CUDART_VERSION / 1000, ".0 (driver ", kDriverMin, " or later)");
 }

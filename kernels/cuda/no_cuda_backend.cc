@@ -5,7 +5,8 @@ namespace sluice {
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions&) {
   return absl::UnimplementedError(
-      "this program was built without CUDA: use the CPU backend, or build with the preset `cuda`");
+      "this program was built without CUDA: use the CPU backend, or build with the preset `cuda`, "
+      "as docs/gpu.md says");
 }
 
 }  // namespace sluice
