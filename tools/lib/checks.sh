@@ -105,6 +105,8 @@ check_bundle() {
     "$root/tools/bundle" --out "$dir/bundle.tar.xz" "$@" &&
       mkdir "$dir/elsewhere" && tar -C "$dir/elsewhere" -xf "$dir/bundle.tar.xz"
   } || status=1
+  # The services come along with the program that starts them.
+  [[ " $* " != *" sluice "* ]] || set -- "$@" sluice-{router,prefill,decode,balancer}
   for program in "${@/#/$dir/elsewhere/sluice/bin/}"; do
     env -i "$program" --help >/dev/null || status=1
     if ldd "$program" | grep -e "$root" -e 'libstdc++.* /\(usr\|lib\)'; then status=1; fi
