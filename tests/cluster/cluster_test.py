@@ -422,10 +422,12 @@ class HurtTest(unittest.TestCase):
         with Cluster(BIN, prefill=1, decode=2, sections={"timeouts": {"drain": "0s"}}) as cluster:
             wanted = cluster.post("/v1/completions", LONG)["choices"][0]["text"]
             events = []
+            # More often than a request out of pages may be handed back; on a GPU all would be over
+            # before an instance is back.
+            ends = (100, 400, 700, 1000) if clusters.DEVICE == "cpu" else (100,)
             for event in cluster.stream("/v1/completions", LONG):
                 events.append(event)
-                # More often than a request out of pages may be handed back.
-                if len(events) in (100, 400, 700, 1000):
+                if len(events) in ends:
                     name = who_decodes(cluster)
                     cluster.terminate(name)
                     cluster.start(name)

@@ -74,6 +74,9 @@ MUTANTS = [
     _tiles("tiles_empty_w_scales", "scales of weights are fetched into places in use",
            ("""          BarrierWait(empty_at(stage), phase ^ 1);
           CopyAsync4(""", "          CopyAsync4(")),
+    GpuMutant("tiles_scales_read", "a stage is given back while its scales are still being read",
+              TILES, ((" + ZeroOnceLoaded(last)", ""),), "cuda_tile_plans_test",
+              "*EveryPlan*/decode_experts"),
     # What a warpgroup's threads tell each other, and blocks:
     _tiles("tiles_next", "threads read which tile is next before it is written",
            ("""    if (thread == 0) more[consumer] = mine.Next(&tile_of[consumer]);
