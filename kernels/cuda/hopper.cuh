@@ -81,11 +81,12 @@ __device__ __forceinline__ void BulkLoad(uint32_t to, const void* from, uint32_t
       : "memory");
 }
 
-// 0, but only once `loaded`, which must not be negative, and all that this warp has loaded from
-// shared memory before it, has arrived. For the address of a barrier that gives back what was read:
-// an arrival does not wait for loads that are still under way, and TMA may be faster than they are.
-__device__ __forceinline__ uint32_t ZeroOnceLoaded(float loaded) {
-  return __float_as_uint(loaded) >> 31;
+// 0, but only once all of `loaded` has arrived. For the address of a barrier that gives back what was
+// read: an arrival does not wait for loads that are still under way, and TMA may be faster than they
+// are. `zero`: a 0 that the compiler does not know.
+template <typename... Floats>
+__device__ __forceinline__ uint32_t ZeroOnceLoaded(uint32_t zero, Floats... loaded) {
+  return (0u | ... | __float_as_uint(loaded)) & zero;
 }
 __device__ __forceinline__ float LoadShared(uint32_t from) {
   float x;

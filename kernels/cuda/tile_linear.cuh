@@ -263,10 +263,11 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       }
       WgmmaCommit();
     };
-    // `last`: what was read last of the stage by ordinary loads.
-    const auto release = [&](int which, float last = 0) {
+    // `loaded`: what was read of the stage by ordinary loads.
+    const uint32_t zero = static_cast<uint32_t>(args.blocks) >> 31;
+    const auto release = [&](int which, auto... loaded) {
       __syncwarp();
-      const uint32_t empty = empty_at(which) + ZeroOnceLoaded(last);
+      const uint32_t empty = empty_at(which) + ZeroOnceLoaded(zero, loaded...);
       if constexpr (kPair) {
         if (lane < 2) BarrierArriveAt(SharedOfBlock(empty, lane));
       } else {
@@ -281,7 +282,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       const float up = kGated ? LoadShared(scales_at(at) + (kTokens + 5) * 4) : 0;
       const uint32_t from = scales_at(at) + (tile.token % 4 + first_row + sub * 64) * 4;
       const float upper = LoadShared(from), lower = LoadShared(from + 8 * 4);
-      if (sub == kSubs - 1) release(at, lower);
+      if (sub == kSubs - 1) release(at, gate, up, upper, lower);
       const float scale[2][2] = {{upper * gate, lower * gate}, {upper * up, lower * up}};
 #pragma unroll
       for (int i = 0; i < kSums; ++i) {

@@ -75,7 +75,7 @@ MUTANTS = [
            ("""          BarrierWait(empty_at(stage), phase ^ 1);
           CopyAsync4(""", "          CopyAsync4(")),
     GpuMutant("tiles_scales_read", "a stage is given back while its scales are still being read",
-              TILES, ((" + ZeroOnceLoaded(last)", ""),), "cuda_tile_plans_test",
+              TILES, ((" + ZeroOnceLoaded(zero, loaded...)", ""),), "cuda_tile_plans_test",
               "*EveryPlan*/decode_experts"),
     # What a warpgroup's threads tell each other, and blocks:
     _tiles("tiles_next", "threads read which tile is next before it is written",
