@@ -81,9 +81,9 @@ __device__ __forceinline__ void BulkLoad(uint32_t to, const void* from, uint32_t
       : "memory");
 }
 
-// 0, but only once all of `loaded` has arrived. For the address of a barrier that gives back what was
-// read: an arrival does not wait for loads that are still under way, and TMA may be faster than they
-// are. `zero`: a 0 that the compiler does not know.
+// 0, but only once all of `loaded` has arrived. For the address of a barrier that gives back what
+// was read: an arrival does not wait for loads that are still under way, and TMA may be faster than
+// they are. `zero`: a 0 that the compiler does not know.
 template <typename... Floats>
 __device__ __forceinline__ uint32_t ZeroOnceLoaded(uint32_t zero, Floats... loaded) {
   return (0u | ... | __float_as_uint(loaded)) & zero;

@@ -180,7 +180,7 @@ def gap_table(lines, kind, shape, rate, wanted):
             times[group_of(name, float(calls))] += float(us) / 1e3
     least = bounds(kind, sequences, tokens)
     count = sequences if kind == "decode" else sequences * tokens
-    out = [f"**{kind} {shape}**: {rate:,} tok/s, where {wanted:,} is to be reached ({1e3 * count / wanted:.1f} ms a step), and the bounds below allow "
+    out = [f"**{kind} {shape}**: {rate:,} tok/s, goal {wanted:,} ({1e3 * count / wanted:.1f} ms a step), and the bounds below allow "
            f"{1e3 * count / sum(least.values()):,.0f}.", "",
            "| what | ms | bound, ms | share of the bound | above 85 % of the bound by, ms |", "|---|---|---|---|---|"]
     for group, label in GROUPS.items():
