@@ -228,6 +228,7 @@ TEST(ClusterConfigTest, EveryMistakeIsNamedWithItsPlace) {
       {"router: {api_keys: [{sha256: x}]}", "router.api_keys[0].name: is needed"},
       {"---\nmixed: {slots: 2}", "x.yaml:5: a further YAML document begins here"},
       {"---\n---\nnonsense", "x.yaml:6: a further YAML document begins here"},
+      {"...\n# end\nmixed: {slots: 2}", "x.yaml:6: a further YAML document begins here"},
       // Not YAML.
       {"mixed: {", "is not YAML"},
       {"\tmixed: 1", "is not YAML"},

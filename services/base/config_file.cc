@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <exception>
 #include <map>
+#include <optional>
 #include <set>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "services/base/edit_distance.h"
 #include "yaml-cpp/yaml.h"
@@ -390,6 +394,29 @@ class Writer final : public ConfigVisitor {
   size_t list_left_ = 0;  // lists do not stand in lists
 };
 
+// On which line, from 0, something stands behind the first document's end. yaml-cpp, asked for all
+// documents, finds no end of them in some texts.
+std::optional<int> SecondDocument(absl::string_view text) {
+  int number = 0;
+  bool begun = false, ended = false;
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
+    const absl::string_view mark = line.substr(0, 3);
+    if ((mark == "---" || mark == "...") &&
+        (line.size() == 3 || absl::ascii_isspace(static_cast<unsigned char>(line[3])))) {
+      ended = ended || begun;
+      begun = begun || mark == "---";
+      line.remove_prefix(3);
+    }
+    line = absl::StripLeadingAsciiWhitespace(line);
+    if (!line.empty() && line[0] != '#' && line[0] != '%') {
+      if (ended) return number;
+      begun = true;
+    }
+    ++number;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::string Address::ToString() const {
@@ -405,11 +432,11 @@ absl::Status ReadConfig(absl::string_view text, absl::string_view path,
   }
   Problems problems(path);
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(std::string(text));
-    Reader reader(documents.empty() ? YAML::Node() : documents[0], "", &problems);
-    for (size_t i = 1; i < documents.size(); ++i) {
-      if (documents[i].IsNull()) continue;  // a last "---"
-      problems.Add(documents[i].Mark(), "",
+    Reader reader(YAML::Load(std::string(text)), "", &problems);
+    if (const std::optional<int> line = SecondDocument(text)) {
+      YAML::Mark mark;
+      mark.line = *line;
+      problems.Add(mark, "",
                    "a further YAML document begins here; all keys must stand in the first");
     }
     describe(reader);

@@ -4,11 +4,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include <algorithm>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
@@ -566,41 +562,6 @@ TEST_F(HttpApiTest, RefusesMoreConnectionsThanItMayHave) {
   EXPECT_EQ(response.status, 503);
   EXPECT_EQ(Json::parse(response.body)["error"]["type"], "overloaded_error");
 }
-
-// The sanitizer of undefined behaviour takes descriptors itself, and reports what it has none to
-// look at.
-#if defined(__has_feature)
-#if __has_feature(undefined_behavior_sanitizer)
-#define SLUICE_TEST_WITHOUT_DESCRIPTORS 0
-#endif
-#endif
-#ifndef SLUICE_TEST_WITHOUT_DESCRIPTORS
-TEST_F(HttpApiTest, SaysWhenItIsOutOfDescriptors) {
-  Start();
-  OnLoop([] {});  // its thread has started
-  testing::internal::CaptureStderr();
-  rlimit before{};
-  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
-  const int lowest_free = dup(0);
-  close(lowest_free);
-  // Room for the client's end, and none for the server's.
-  const rlimit low{.rlim_cur = static_cast<rlim_t>(lowest_free) + 1, .rlim_max = before.rlim_max};
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
-  HttpTestClient client(port_);
-  client.Get("/livez");
-  struct stat log {};
-  WaitUntil([&] { return fstat(STDERR_FILENO, &log) == 0 && log.st_size > 0; });
-  const auto later = std::chrono::steady_clock::now() + std::chrono::milliseconds(150);
-  WaitUntil([&] { return std::chrono::steady_clock::now() > later; });  // it tries again meanwhile
-  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
-  EXPECT_EQ(client.Read().status, 200);
-  const std::string lines = testing::internal::GetCapturedStderr();
-  EXPECT_THAT(lines,
-              AllOf(HasSubstr("warn  out of file descriptors (nofile)"), HasSubstr("ulimit -n"),
-                    HasSubstr(absl::StrCat("nofile=", low.rlim_cur)), HasSubstr("connections=0")));
-  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 1) << "it is said once";
-}
-#endif
 
 TEST_F(HttpApiTest, DrainsConnectionsAfterTheirAnswers) {
   Start();

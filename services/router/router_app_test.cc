@@ -4,7 +4,11 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -16,6 +20,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "services/base/cluster_config.h"
 #include "services/model/page_hash.h"
@@ -166,6 +171,31 @@ TEST_F(RouterAppTest, ADrainWaitsForGrpcClientsThatStillRead) {
   const grpc::Status status = reader->Finish();
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(count, kTokens);
+}
+
+// Here, and not with the HTTP server's tests: the sanitizers' own look at memory takes descriptors.
+TEST_F(RouterAppTest, SaysWhenItIsOutOfDescriptors) {
+  WaitUntilReady();
+  testing::internal::CaptureStderr();
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int lowest_free = dup(0);
+  close(lowest_free);
+  // Room for the client's end, and none for the server's.
+  const rlimit low{.rlim_cur = static_cast<rlim_t>(lowest_free) + 1, .rlim_max = before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  HttpTestClient client(app_->ports().http);
+  client.Get("/livez");
+  struct stat log {};
+  while (fstat(STDERR_FILENO, &log) == 0 && log.st_size == 0) absl::SleepFor(absl::Milliseconds(1));
+  absl::SleepFor(absl::Milliseconds(150));  // it tries again meanwhile
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(client.Read().status, 200);
+  const std::string lines = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(lines,
+              AllOf(HasSubstr("warn  out of file descriptors (nofile)"), HasSubstr("ulimit -n"),
+                    HasSubstr(absl::StrCat("nofile=", low.rlim_cur)), HasSubstr("connections=0")));
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 1) << "it is said once";
 }
 
 // Before its first token a request has a status, afterwards an event. Over gRPC both have one.
