@@ -12,6 +12,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -64,6 +65,18 @@ std::vector<int64_t> SomeRows(int64_t count) {
   return rows;
 }
 
+// Those of each group, and where each group's begin among them.
+std::pair<std::vector<int64_t>, std::vector<int32_t>> SomeRowsOfEach(const GroupCase& c) {
+  const std::vector<int32_t> ends = c.offsets();
+  std::vector<int64_t> rows;
+  std::vector<int32_t> row_ends = {0};
+  for (size_t g = 0; g < c.sizes.size(); ++g) {
+    for (const int64_t row : SomeRows(c.sizes[g])) rows.push_back(ends[g] + row);
+    row_ends.push_back(static_cast<int32_t>(rows.size()));
+  }
+  return {rows, row_ends};
+}
+
 // --- groups ---
 
 class GroupedPlansTest : public CudaOpsTest, public testing::WithParamInterface<GroupCase> {};
@@ -95,12 +108,7 @@ TEST_P(GroupedPlansTest, EveryPlanComputesTheSame) {
     std::copy_n(tokens.view().Row<float>(i / 2), c.k, x.view().Row<float>(places[i]));
   }
 
-  std::vector<int64_t> compared;
-  std::vector<int32_t> compared_ends = {0};
-  for (size_t g = 0; g < c.sizes.size(); ++g) {
-    for (const int64_t row : SomeRows(c.sizes[g])) compared.push_back(ends[g] + row);
-    compared_ends.push_back(static_cast<int32_t>(compared.size()));
-  }
+  const auto [compared, compared_ends] = SomeRowsOfEach(c);
   const int64_t count = static_cast<int64_t>(compared.size());
   const OwnedTensor rounded = Quantized(Some(x, compared), count, c.k);
   const OwnedTensor host_offsets = Offsets(compared_ends);
@@ -264,12 +272,7 @@ TEST_F(TileSequenceTest, ProductsInARowAreThoseOfEachAlone) {
     const bool grouped = *c.name != '\0';
     const std::vector<int32_t> ends = c.offsets();
     const int64_t used = ends.back(), rows = used + 4;
-    std::vector<int64_t> compared;
-    std::vector<int32_t> compared_ends = {0};
-    for (size_t g = 0; g < c.sizes.size(); ++g) {
-      for (const int64_t row : SomeRows(c.sizes[g])) compared.push_back(ends[g] + row);
-      compared_ends.push_back(static_cast<int32_t>(compared.size()));
-    }
+    const auto [compared, compared_ends] = SomeRowsOfEach(c);
     const int64_t count = static_cast<int64_t>(compared.size());
     const OwnedTensor host_offsets = Offsets(compared_ends);
     const TensorView device_offsets = fast.Up(Offsets(ends));

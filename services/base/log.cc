@@ -234,6 +234,12 @@ std::string MakeLine(LogLevel level, absl::string_view message,
                                             : TextLine(time, level, message, fields, options);
 }
 
+std::pair<std::shared_ptr<spdlog::async_logger>, LogOptions> CurrentLog() {
+  LogState& state = State();
+  const std::lock_guard lock(state.mutex);
+  return {state.logger, state.options};
+}
+
 void Put(absl::string_view line, spdlog::async_logger* logger, const LogOptions& options) {
   if (logger == nullptr) {
     WriteAll(options.fd, line);
@@ -305,26 +311,12 @@ uint64_t DroppedLogLines() {
 
 void Log(LogLevel level, absl::string_view message, std::initializer_list<LogField> fields) {
   if (!LogEnabled(level)) return;
-  LogState& state = State();
-  std::shared_ptr<spdlog::async_logger> logger;
-  LogOptions options;
-  {
-    const std::lock_guard lock(state.mutex);
-    logger = state.logger;
-    options = state.options;
-  }
+  const auto [logger, options] = CurrentLog();
   Put(MakeLine(level, message, fields, options), logger.get(), options);
 }
 
 void LogLine(absl::string_view line) {
-  LogState& state = State();
-  std::shared_ptr<spdlog::async_logger> logger;
-  LogOptions options;
-  {
-    const std::lock_guard lock(state.mutex);
-    logger = state.logger;
-    options = state.options;
-  }
+  const auto [logger, options] = CurrentLog();
   Put(absl::StrCat(line, "\n"), logger.get(), options);
 }
 
